@@ -1,0 +1,65 @@
+"""rtkit: real-time rooms for asyncio applications, over WebSocket, that lose nothing silently.
+
+The names here are what a host application writes. The rest is in named modules: :mod:`rtkit.client` (the Python
+SDK), :mod:`rtkit.testing`, :mod:`rtkit.primitives`, :mod:`rtkit.brokers`, :mod:`rtkit.errors`, :mod:`rtkit.codes`.
+"""
+
+from .errors import (
+    BrokerUnavailable,
+    DeclarationError,
+    InvalidMessage,
+    NotEnabled,
+    NotRunning,
+    NotSupported,
+    PublishUnknown,
+    Reject,
+    RtkitError,
+    UnknownRoom,
+    UsageError,
+    WrongLoop,
+)
+from .hub import Context, Hub, Limits, Room, Rooms, Router, Session, User
+from .identity import Credentials, Grant, Identity, anonymous
+from .messages import History, Member, Message, Page, Published
+from .position import Gap, Position
+from .publisher import Publisher
+
+__all__ = [
+    # -- declare and run
+    "Hub",
+    "Router",
+    "Rooms",
+    "History",
+    "Limits",
+    # -- who may do what
+    "Credentials",
+    "Identity",
+    "Grant",
+    "Reject",
+    "anonymous",
+    # -- in handlers
+    "Context",
+    "Session",
+    "Room",
+    "User",
+    # -- messages
+    "Message",
+    "Gap",
+    "Position",
+    "Published",
+    "Page",
+    "Member",
+    "Publisher",
+    # -- what can go wrong
+    "RtkitError",
+    "UsageError",
+    "DeclarationError",
+    "InvalidMessage",
+    "UnknownRoom",
+    "NotEnabled",
+    "NotSupported",
+    "NotRunning",
+    "WrongLoop",
+    "BrokerUnavailable",
+    "PublishUnknown",
+]

@@ -1,0 +1,196 @@
+"""The contracts between a hub and whatever carries its messages (B1).
+
+Three small protocols. What a broker implements is what it can do: a plain :class:`Broker` serves
+rooms without history; a :class:`StreamBroker` adds streams, so that rooms can have history and
+recovery; a :class:`StateBroker` adds keyed state with a lease.
+
+Each promise below has a test in :mod:`rtkit.testing.conformance` that bears its name.
+
+A *topic* is an opaque string; the hub makes them from room names. A *payload* is opaque bytes. An
+instance belongs to one hub and one event loop; between ``aclose`` and the next ``open`` it
+belongs to none, and ``open`` may be called again, in another loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Protocol, runtime_checkable
+
+from ..messages import Durability, History
+from ..position import Position
+from ..streams import StreamPage
+
+__all__ = ["Appended", "Broker", "Conflict", "Sink", "StateBroker", "StreamBroker"]
+
+
+class Sink(Protocol):
+    """What a hub gives a broker: plain functions, called on the hub's loop, that never block."""
+
+    def deliver(self, topic: str, payload: bytes, position: Position | None) -> None:
+        """A payload came in on a subscribed topic; *position* is None if it was not appended."""
+
+    def interrupted(self, topics: Iterable[str]) -> None:
+        """Payloads of these topics may have been missed: the hub compares tops and repairs (H4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """A payload is in the stream.
+
+    :param position: where. Of a duplicate: where the first one is.
+    :param duplicate: the key had been used within the window; nothing was appended or published.
+    """
+
+    position: Position
+    duplicate: bool = False
+
+
+@runtime_checkable
+class Broker(Protocol):
+    """Carries payloads between the hubs of a cluster.
+
+    Guarantees
+        *Order*: payloads of one topic arrive everywhere in one order. None between topics.
+        *Loss*: at most once; a payload may be lost, and is never delivered to a hub twice by one
+        ``publish``. After a loss that the broker can notice it calls ``Sink.interrupted``.
+        *Echo*: a hub gets its own publications, if it subscribes to the topic.
+    Errors
+        :class:`~rtkit.errors.BrokerUnavailable` when the backend cannot be reached; nothing was sent.
+        :class:`~rtkit.errors.NotRunning` before ``open`` and after ``aclose``.
+        :class:`~rtkit.errors.WrongLoop` from another loop than ``open`` was called in.
+    Cancellation
+        Cancelling ``publish`` leaves it unknown whether it happened. Cancelling ``subscribe`` or
+        ``unsubscribe`` leaves the topic in either state; calling again is safe.
+    After close
+        The sink is not called any more. ``aclose`` is idempotent.
+    """
+
+    async def open(self, sink: Sink) -> None:
+        """Connect; from now on the sink may be called."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of everything; bounded in time."""
+        ...
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Send a payload to every hub that is subscribed to *topic* now."""
+        ...
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        """Have payloads of these topics delivered. Whatever is published after this returned is
+        delivered, or noticed as missed. Subscribing twice is once."""
+        ...
+
+    async def unsubscribe(self, topics: Iterable[str]) -> None:
+        """End that. Not subscribed is no error. A payload on its way may still be delivered."""
+        ...
+
+
+@runtime_checkable
+class StreamBroker(Broker, Protocol):
+    """A broker that numbers and keeps what is published (H1, H6, H7).
+
+    Guarantees
+        *Atomicity*: deduplicating, numbering, storing and publishing are one act.
+        *Order*: offsets are 1, 2, 3 … without holes within an epoch, and payloads are published in
+        that order; every hub sees the same.
+        *Durability*: once ``append`` returned, the payload is kept at the level asked for, within
+        the bounds of *history*.
+        *Honesty*: when a stream is lost or replaced, its epoch changes. A page never claims a
+        continuity that is not there.
+    Errors
+        Besides the broker's: :class:`~rtkit.errors.PublishUnknown` when it cannot be known whether a
+        payload was stored; repeating with the same key is then safe.
+    """
+
+    async def append(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        history: History,
+        key: str | None = None,
+        expected: Position | None = None,
+        durability: Durability = "stored",
+    ) -> Appended:
+        """Append to the topic's stream, and publish.
+
+        :param history: bounds to trim the stream to.
+        :param key: makes it idempotent for the broker's dedupe window (5 minutes): a repeat
+            answers with the first position and does nothing else.
+        :param expected: append only if the stream stands exactly there; else raise
+            :class:`Conflict`.
+        :param durability: wait until the payload is kept at this level.
+        """
+        ...
+
+    async def read(
+        self,
+        topic: str,
+        *,
+        since: Position | None = None,
+        limit: int = 100,
+        reverse: bool = False,
+        history: History | None = None,
+    ) -> StreamPage:
+        """A piece of the topic's stream, as it is at one moment.
+
+        :param since: forward: begin right after it (:func:`~rtkit.streams.locate` says what if that cannot
+            be). In reverse: begin right before it, or at the top without it.
+        :param limit: entries at the most; 0 asks for the top alone.
+        :param history: bounds that apply to what is read too, so that aged entries are not shown.
+        :return: the page. A topic that never had a stream begins one, so that a position is
+            handed out that will be valid for what comes.
+        """
+        ...
+
+    async def clear(self, topic: str) -> Position:
+        """Drop the stream and begin a new epoch; returns its beginning (H6)."""
+        ...
+
+
+class Conflict(Exception):
+    """The stream does not stand where ``append(expected=…)`` was told.
+
+    :param top: where it stands.
+    """
+
+    def __init__(self, top: Position) -> None:
+        super().__init__(f"the stream stands at {top}")
+        self.top = top
+
+
+@runtime_checkable
+class StateBroker(Broker, Protocol):
+    """A broker that keeps small keyed state for the cluster: hashes of fields, each with a lease.
+
+    Guarantees
+        *Atomicity*: each call is one act; ``put`` with *expected* is a compare-and-set.
+        *Expiry*: a field is gone once its lease has run out, and never before by the broker's clock.
+        It is best-effort state: a backend that loses its data loses it.
+    """
+
+    async def put(
+        self, key: str, field: str, value: bytes, *, ttl: float, expected: bytes | None | EllipsisType = ...
+    ) -> bool:
+        """Set a field for *ttl* seconds.
+
+        :param expected: set only if the present value is this; None: only if there is none.
+        :return: whether it was set.
+        """
+        ...
+
+    async def renew(self, key: str, fields: Iterable[str], *, ttl: float) -> Iterable[str]:
+        """Extend leases to *ttl* seconds from now; returns the fields that were gone already."""
+        ...
+
+    async def remove(self, key: str, field: str, *, expected: bytes | None = None) -> bool:
+        """Delete a field, with *expected* only while it has that value; returns whether it was there."""
+        ...
+
+    async def entries(self, key: str) -> Mapping[str, bytes]:
+        """All fields whose lease has not run out; empty when there are none."""
+        ...

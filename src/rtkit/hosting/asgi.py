@@ -1,0 +1,310 @@
+"""Under any ASGI server, mounted into any ASGI framework.
+
+Traps, each found with a real server or framework:
+
+- *Mount prefixes.* Starlette, FastAPI and Quart leave ``/rt/ws`` as the path and ``/rt`` as ``root_path``;
+  Litestar cuts the prefix and appends a slash. So the last segment of the path decides, after
+  ``root_path`` was taken off, and the empty path is the mount point itself.
+- *Lifespan.* A mounted application never gets one. Everything starts lazily on first use as well.
+- *A close before accept* is HTTP 403 everywhere. Another status needs the ``websocket.http.response``
+  extension, and that needs a body message even for an empty body.
+- *receive() is the push-back.* uvicorn stops reading a socket after a message until ``receive()`` is called.
+  A paused connection therefore does not see the peer go away, until something is sent to it.
+  Nothing bounds a single inbound message but the server's own limit (uvicorn: ``ws_max_size``, 16 MiB).
+- *send() is not the network.* uvicorn's returns at once while its buffer is below the high-water mark
+  (64 KiB) and blocks only the next one, so ``buffered`` is what waits behind that.
+- *A peer that does not read* blocks the close frame as well. After the close timeout we return, but no
+  ASGI application can abort the socket: uvicorn goes on trying to flush it.
+- *The peer's close code* is in the disconnect message, even when ``send()`` has failed before. uvicorn says
+  1005 for a connection that broke (it is 1006), hypercorn 1006 whatever the peer said.
+- *Servers end a connection in three ways*: a disconnect message (uvicorn, 1012), cancellation
+  (hypercorn, and uvicorn after ``timeout_graceful_shutdown``), a ``send()`` that raises.
+- *The TLS a client sees* ends at a proxy: ``ws`` as the scheme proves nothing about the browser's page.
+- *Litestar* refuses an application whose ``__call__`` is not annotated ``-> None``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from ..clock import Clock
+from ..codes import NOT_PERMITTED_CLOSE, TRY_LATER
+from ..errors import Unavailable
+from ..primitives.clocks import LoopClock
+from ..primitives.tasks import Tasks
+from ..transports import Acceptor, Handshake, Refused
+from .asgi_pipe import AsgiPipe, Receive, Send
+
+__all__ = ["SUBPROTOCOLS", "AsgiHost", "AsgiStatistics", "Receive", "Scope", "Send"]
+
+Scope = MutableMapping[str, Any]
+
+#: The subprotocols we speak, the preferred one first; to offer none is fine too.
+SUBPROTOCOLS: Final = ("rtkit.v1.json", "centrifuge-json")
+
+_MAX_SUBPROTOCOLS: Final = 16
+_MAX_HEADERS: Final = 200
+_MAX_HEADER_BYTES: Final = 64 * 1024
+#: Headers that decide who is let in: two of them would let a proxy and us read different ones.
+_ONCE: Final = (b"origin", b"host")
+_WEBSOCKET: Final = frozenset({"", "ws", "websocket"})
+_PLAIN: Final = frozenset({"ready", "ws", "websocket"})
+_ALLOW: Final = {"allow": "GET, HEAD, OPTIONS"}
+_RETRY_AFTER: Final = 5
+
+_NOT_FOUND: Final = "Nothing is here. This is rtkit; below its mount point are ws (a WebSocket) and ready.\n"
+_NO_UPGRADE: Final = (
+    "This is a WebSocket endpoint, but the request has no Upgrade header. If a WebSocket client sent it, "
+    "a proxy in between has removed that: it must pass on Upgrade and Connection, in HTTP/1.1.\n"
+)
+_NO_WEBSOCKET: Final = (
+    "The ASGI server handed over a WebSocket request as plain HTTP: its WebSocket support is missing or "
+    "turned off. For uvicorn: pip install websockets, and no --ws none.\n"
+)
+
+_log: Final = logging.getLogger("rtkit.hosting")
+
+
+@dataclass(frozen=True, slots=True)
+class AsgiStatistics:
+    """What an :class:`AsgiHost` is doing.
+
+    :param connections: WebSockets that are open now.
+    :param writing: how many of them have something to send.
+    """
+
+    connections: int
+    writing: int
+
+
+@final
+class AsgiHost:
+    """An ASGI application that brings WebSockets to an :class:`~rtkit.transports.Acceptor`.
+
+    ::
+
+        self._host = AsgiHost(self, lifespan=self.lifespan)  # in the hub's constructor
+        ...
+        await self._host(scope, receive, send)  # in its __call__
+
+    Nothing is bound to a loop; one host may serve several loops one after another.
+
+    :param acceptor: who is to drive the transports.
+    :param lifespan: makes the context manager to be entered at ``lifespan.startup`` and left at
+        ``lifespan.shutdown``.
+    :param ready: None when new clients are welcome, else the seconds after which they shall come back (M4).
+    :param clock: for the close timeout.
+    :param close_timeout: seconds a closing connection may take, flushing included.
+    :raises ValueError: for a close timeout that is not positive.
+    """
+
+    __slots__ = ("_acceptor", "_clock", "_close_timeout", "_connections", "_lifespan", "_ready", "_tasks")
+
+    def __init__(
+        self,
+        acceptor: Acceptor,
+        *,
+        lifespan: Callable[[], AbstractAsyncContextManager[object]],
+        ready: Callable[[], float | None] | None = None,
+        clock: Clock | None = None,
+        close_timeout: float = 5.0,
+    ) -> None:
+        if not close_timeout > 0:
+            raise ValueError(f"AsgiHost(close_timeout=…) is positive seconds, not {close_timeout!r}")
+        self._acceptor = acceptor
+        self._lifespan = lifespan
+        self._ready = ready
+        self._clock: Clock = LoopClock() if clock is None else clock
+        self._close_timeout = close_timeout
+        self._connections = 0
+        self._tasks = Tasks(name="asgi", clock=self._clock)
+
+    def statistics(self) -> AsgiStatistics:
+        """What is open and busy now."""
+        return AsgiStatistics(connections=self._connections, writing=self._tasks.statistics().running)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope: ``lifespan``, ``http`` or ``websocket``.
+
+        Cancellation: safe; the connection is ended and the driver told.
+
+        :raises ValueError: for another type of scope.
+        """
+        match scope["type"]:
+            case "websocket":
+                await self._serve_websocket(scope, receive, send)
+            case "http":
+                await self._serve_http(scope, send)
+            case "lifespan":
+                await self._serve_lifespan(receive, send)
+            case other:
+                raise ValueError(f"rtkit serves the ASGI scopes lifespan, http and websocket, not {other!r}")
+
+    # -- lifespan
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        phase = "startup"
+        try:
+            async with self._lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                phase = "shutdown"
+                await receive()
+        except Exception as exc:
+            _log.exception("%s failed", phase)
+            await send({"type": f"lifespan.{phase}.failed", "message": f"rtkit: {type(exc).__name__}: {exc}"})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+
+    # -- websocket
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (await receive())["type"] != "websocket.connect":
+            return  # gone before it was there
+        try:
+            handshake = await self._admit(scope)
+        except Refused as refused:
+            await _deny(scope, send, refused)
+            return
+        accept: dict[str, Any] = {"type": "websocket.accept"}
+        if subprotocol := _choose_subprotocol(scope.get("subprotocols") or ()):
+            accept["subprotocol"] = subprotocol
+        try:
+            await send(accept)
+        except (OSError, RuntimeError):
+            _log.debug("gone before the handshake was complete", exc_info=True)
+            return
+        pipe = AsgiPipe(
+            send,
+            max_frame=self._acceptor.max_frame,
+            close_timeout=self._close_timeout,
+            clock=self._clock,
+            tasks=self._tasks,
+        )
+        transport = pipe.transport
+        self._connections += 1
+        try:
+            await pipe.pump(receive, lambda: transport.drive(self._acceptor.connect(transport, handshake)))
+        finally:
+            self._connections -= 1
+
+    async def _admit(self, scope: Scope) -> Handshake:
+        """The handshake, once everybody agrees to it.
+
+        :raises Refused: if somebody does not.
+        """
+        handshake = read_handshake(scope)
+        if _endpoint(scope) not in _WEBSOCKET:
+            raise Refused(404, _NOT_FOUND)
+        try:
+            await self._acceptor.ensure_running()
+        except Unavailable as exc:
+            _log.warning("cannot start: %s", exc, exc_info=True)
+            raise Refused(503, "not available right now", retry_after=_RETRY_AFTER) from exc
+        self._acceptor.admit(handshake)
+        return handshake
+
+    # -- http
+
+    async def _serve_http(self, scope: Scope, send: Send) -> None:
+        endpoint, method = _endpoint(scope), scope["method"]
+        headers = {"cache-control": "no-store"}
+        if endpoint == "ready":
+            headers |= {"access-control-allow-origin": "*", "access-control-expose-headers": "retry-after"}
+        if endpoint not in _PLAIN:
+            await _respond(send, 404, headers, _NOT_FOUND, body=method != "HEAD")
+        elif method == "OPTIONS":
+            await _respond(send, 204, headers | _ALLOW)
+        elif method not in ("GET", "HEAD"):
+            await _respond(send, 405, headers | _ALLOW, "method not allowed\n")
+        elif endpoint == "ready":
+            seconds = None if self._ready is None else self._ready()
+            if seconds is None:
+                await _respond(send, 204, headers)
+            else:
+                headers["retry-after"] = str(max(1, round(seconds)))
+                await _respond(send, 503, headers, "not ready\n", body=method != "HEAD")
+        else:
+            asked = any(name.lower() == b"upgrade" for name, _ in scope.get("headers") or ())
+            headers["upgrade"] = "websocket"
+            if str(scope.get("http_version", "1.1")).startswith("1"):
+                headers["connection"] = "Upgrade"  # RFC 9110, section 7.8; HTTP/2 forbids it
+            await _respond(send, 426, headers, _NO_WEBSOCKET if asked else _NO_UPGRADE, body=method != "HEAD")
+
+    def __repr__(self) -> str:
+        return f"<AsgiHost, {self._connections} connections>"
+
+
+def read_handshake(scope: Scope) -> Handshake:
+    """The handshake of an ASGI scope.
+
+    :raises Refused: 431 for more than 200 headers or 64 KiB of them, 400 for two ``Origin`` or ``Host``.
+    """
+    raw: list[tuple[bytes, bytes]] = list(scope.get("headers") or ())
+    if len(raw) > _MAX_HEADERS or sum(len(name) + len(value) for name, value in raw) > _MAX_HEADER_BYTES:
+        raise Refused(431, "too many headers")
+    names = [name.lower() for name, _ in raw]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise Refused(400, f"more than one {name.decode().title()} header")
+    client = scope.get("client")
+    return Handshake(
+        path=str(scope.get("path") or "/"),
+        # Every byte is a character in latin-1, so this cannot fail, whatever was sent.
+        headers=tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw),
+        query=bytes(scope.get("query_string") or b"").decode("utf-8", "replace"),
+        address=str(client[0] or "") if client else "",
+        secure=True if scope.get("scheme") in ("wss", "https") else None,
+        scope=scope,
+    )
+
+
+def _endpoint(scope: Scope) -> str:
+    """The last segment of the path below the mount point; empty for the mount point itself."""
+    path, root = str(scope.get("path") or ""), str(scope.get("root_path") or "").rstrip("/")
+    if root and (path == root or path.startswith(f"{root}/")):
+        path = path[len(root) :]
+    return path.strip("/").rpartition("/")[2]
+
+
+def _choose_subprotocol(offered: Iterable[str]) -> str | None:
+    first = list(offered)[:_MAX_SUBPROTOCOLS]
+    return next((ours for ours in SUBPROTOCOLS if ours in first), None)
+
+
+async def _deny(scope: Scope, send: Send, refused: Refused) -> None:
+    """Answer a WebSocket handshake with an HTTP response where the server can, else with its 403."""
+    try:
+        if "websocket.http.response" in (scope.get("extensions") or {}):
+            headers = {"cache-control": "no-store"}
+            if refused.retry_after is not None:
+                headers["retry-after"] = str(refused.retry_after)
+            text = refused.reason if refused.reason.endswith("\n") else f"{refused.reason}\n"
+            await _respond(send, refused.status, headers, text, prefix="websocket.http.response")
+        else:
+            # The code gets no further than an in-memory client; on the network this is a 403.
+            code = TRY_LATER if refused.status in (429, 503) else NOT_PERMITTED_CLOSE
+            await send({"type": "websocket.close", "code": code, "reason": refused.reason.strip()[:100]})
+    except (OSError, RuntimeError):
+        _log.debug("gone before it was refused", exc_info=True)
+
+
+async def _respond(
+    send: Send,
+    status: int,
+    headers: dict[str, str],
+    text: str = "",
+    *,
+    body: bool = True,
+    prefix: str = "http.response",
+) -> None:
+    data = text.encode()
+    if status != 204:
+        headers = {**headers, "content-type": "text/plain; charset=utf-8", "content-length": str(len(data))}
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": f"{prefix}.start", "status": status, "headers": raw})
+    await send({"type": f"{prefix}.body", "body": data if body else b""})

@@ -1,0 +1,144 @@
+"""Who somebody is and what they may do: authentication, grants, bans, revocations (A1 to A4)."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from .. import codes
+from ..brokers import StateBroker
+from ..errors import NotSupported, Reject, Unavailable
+from ..identity import Credentials, Grant, Identity
+from ..transports import Handshake
+from .context import Context
+from .handle import Room
+from .local import Member
+from .table import Family
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["Authority"]
+
+logger = logging.getLogger("rtkit.auth")
+
+_REVOKED = "revoked"
+
+
+class Authority:
+    """Asks the application, and remembers for how long its answers hold."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def authenticate(
+        self, handshake: Handshake, token: str, data: Any, *, previous: Identity[Any] | None = None
+    ) -> Identity[Any]:
+        """Credentials to an identity that has not expired and is not revoked.
+
+        :raises Reject: when there is none.
+        """
+        headers = handshake.all_headers()
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        credentials = Credentials(
+            token=token or (bearer.strip() if scheme.lower() == "bearer" else "") or None,
+            data=data,
+            headers=headers,
+            cookies=handshake.cookies(),
+            query=handshake.params(),
+            address=handshake.address,
+            scope=handshake.scope,
+            previous=previous,
+        )
+        identity = await self._engine.hub.authenticate_hook(credentials)
+        if not isinstance(identity, Identity):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"authenticate returned {type(identity).__name__}, not an Identity; raise Reject to refuse"
+            )
+        if identity.expires_at is not None and identity.expires_at <= self._engine.clock.time():
+            raise Reject("token expired", code=codes.TOKEN_EXPIRED)
+        if await self._noted(_REVOKED, identity.user):
+            raise Reject("revoked", code=codes.UNAUTHORISED)
+        return identity
+
+    async def permit(self, ctx: Context[Any, Any], family: Family) -> Grant:
+        """The gates, then the family's grant.
+
+        :raises Reject: when the application says no.
+        """
+        for gate in family.around.gates:
+            await gate(ctx)
+        if family.rooms.authorize_hook is None:
+            assert family.rooms.grant is not None  # checked at start
+            return family.rooms.grant
+        grant = await family.rooms.authorize_hook(ctx)
+        if not isinstance(grant, Grant):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"authorize of {family.pattern.text!r} returned {type(grant).__name__}, not a Grant; "
+                f"raise Reject to refuse"
+            )
+        return grant
+
+    async def permit_again(self, member: Member) -> None:
+        """Ask again for a room that was joined; who may not any more is taken out."""
+        session, room = member.session, member.room
+        handle = Room[Any](self._engine.hub, room.family, room.name, room.params, session=session)
+        ctx = Context(
+            hub=self._engine.hub, session=session, room=handle, data=None, key=None, resumed=session.resumed
+        )
+        try:
+            member.grant = await self.permit(ctx, room.family)
+        except Reject as error:
+            self._engine.unsubscribe(member, codes.UNSUBSCRIBED, error.message)
+            return
+        except Exception as error:
+            # Whether the right still holds is unknown; to keep it would be to guess.
+            logger.exception("authorize of room %r failed", room.name, exc_info=error)
+            self._engine.unsubscribe(member, codes.ROOM_EXPIRED, "permission could not be renewed")
+            return
+        self.watch_grant(member)
+
+    def watch_grant(self, member: Member) -> None:
+        """Ask again when the grant's ttl has run out."""
+        if member.grant_deadline is not None:
+            member.grant_deadline.cancel()
+            member.grant_deadline = None
+        if member.grant.ttl is not None and not member.left:
+            when = self._engine.clock.monotonic() + member.grant.ttl
+            member.grant_deadline = self._engine.deadlines.at(when, self._ask_again, member)
+
+    def _ask_again(self, member: Member) -> None:
+        if not member.left:
+            self._engine.spawn(self.permit_again, member)
+
+    async def ban(self, room: str, user: str, seconds: float) -> None:
+        """Keep a user out of a room for some time."""
+        await self._state().put(f"ban:{room}", user, b"1", ttl=seconds)
+
+    async def check_ban(self, room: str, user: str) -> None:
+        """:raises Reject: for a user who is banned from the room."""
+        if await self._noted(f"ban:{room}", user):
+            raise Reject("banned from this room")
+
+    async def revoke(self, user: str, until: float) -> None:
+        """Refuse a user until then."""
+        await self._state().put(_REVOKED, user, b"1", ttl=max(0.001, until - self._engine.clock.time()))
+
+    async def _noted(self, key: str, user: str) -> bool:
+        broker = self._engine.broker
+        if not isinstance(broker, StateBroker):
+            return False
+        try:
+            return user in await broker.entries(key)
+        except Unavailable as error:
+            raise Reject("try again later", code=codes.INTERNAL, retry_after=1.0) from error
+
+    def _state(self) -> StateBroker:
+        broker = self._engine.broker
+        if not isinstance(broker, StateBroker):
+            raise NotSupported(
+                f"{type(broker).__name__} keeps no state; bans and revocations need a broker that does"
+            )
+        return broker

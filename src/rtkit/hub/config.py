@@ -1,0 +1,62 @@
+"""What a hub allows by default; every number can be set (F1, C2, D1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from ..primitives.heartbeat import Heartbeat
+from ..primitives.ratelimit import Rate
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of a hub; sizes in bytes, times in seconds.
+
+    :param max_frame: bytes of one inbound frame; a larger one closes with 1009.
+    :param max_publication: bytes of one message; a larger one is answered 106.
+    :param max_pending: commands of one session that wait; beyond that its transport is not read (C2).
+    :param max_rooms: rooms of one session.
+    :param commands: commands a second of one connection, and how many at once.
+    :param inbound: bytes a second of one connection, and how many at once.
+    :param outbox: bytes queued for one connection, its transport's own buffer counted (D1).
+    :param reserve: bytes on top of that for replies and control.
+    :param auth_timeout: until a connection must be authenticated (A1).
+    :param handler_timeout: until a handler is cancelled and answered 100; None is off.
+    :param refresh_leeway: after an identity's expiry until the connection is closed (A3).
+    :param drain_timeout: that running handlers get when the hub closes (L1).
+    :param heartbeat: of each connection (F4); None is off.
+    :param recovery_page: messages read from history at once.
+    :param history_page: messages of one ``history`` command at the most.
+    :param position_check: between comparisons of a room's top with what was delivered (H4); None is off.
+    :raises ValueError: for a bound that is not positive.
+    """
+
+    max_frame: int = 1024 * 1024
+    max_publication: int = 512 * 1024
+    max_pending: int = 64
+    max_rooms: int = 128
+    commands: Rate = field(default_factory=lambda: Rate(rate=50, burst=100))
+    inbound: Rate = field(default_factory=lambda: Rate(rate=1024 * 1024, burst=16 * 1024 * 1024))
+    outbox: int = 1024 * 1024
+    reserve: int = 256 * 1024
+    auth_timeout: float = 10.0
+    handler_timeout: float | None = 30.0
+    refresh_leeway: float = 10.0
+    drain_timeout: float = 5.0
+    heartbeat: Heartbeat | None = field(default_factory=Heartbeat)
+    recovery_page: int = 500
+    history_page: int = 1000
+    position_check: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, int | float) and not value > 0:
+                raise ValueError(f"Limits({each.name}=…) is positive, not {value!r}")
+        if self.outbox < self.max_publication + 64 * 1024:
+            # Until units are sent in chunks (T8), one message must fit an empty outbox with its frame.
+            raise ValueError(
+                f"Limits(outbox={self.outbox}) must exceed max_publication={self.max_publication} by 64 KiB"
+            )

@@ -1,0 +1,386 @@
+"""One transport being driven: what comes in, what goes out, and whether anybody is still there (C1–C5).
+
+Everything here is plain functions on the loop. A connection has no task, timer or queue of its own while
+nothing happens: commands that wait are a deque that exists only then, with one task that works it off;
+heartbeat and expiry are entries in the hub's deadlines; what is to be sent sits in the outbox until the end
+of the loop turn, and leaves in one write (D4).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from .. import codes
+from ..primitives.deadlines import Deadline
+from ..primitives.heartbeat import Action, HeartbeatState
+from ..primitives.outbox import Outbox, Overflow, Spill
+from ..primitives.ratelimit import TokenBucket
+from ..transports import Handshake, Transport
+from ..wire import (
+    BadCommand,
+    Command,
+    Disconnect,
+    ErrorBody,
+    Push,
+    Reply,
+    Window,
+    decode_command,
+    dumps,
+    split,
+)
+from .commands import handle, refresh
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .local import Member
+    from .session import Session
+
+__all__ = ["Connection"]
+
+logger = logging.getLogger("rtkit.connection")
+
+#: Bytes handed to a transport at once; more waits in the outbox, where policies can act on it.
+HIGH_WATER = 64 * 1024
+_PING = b"{}"
+
+
+class Connection:
+    """Drives one transport for the hub.
+
+    :ivar session: None until authenticated.
+    :ivar rt: the client announced itself as rtkit's own.
+    :ivar lagging: members that read on from history when the outbox has room.
+    """
+
+    __slots__ = (
+        "_auth_deadline",
+        "_beat",
+        "_beat_deadline",
+        "_bytes",
+        "_commands",
+        "_corked",
+        "_dirty",
+        "_expiry_deadline",
+        "_overdrawn",
+        "_paused",
+        "_pending",
+        "_refreshing",
+        "closing",
+        "handshake",
+        "engine",
+        "lagging",
+        "lost_with",
+        "outbox",
+        "rt",
+        "session",
+        "transport",
+        "wants_pong",
+    )
+
+    def __init__(self, engine: Engine, transport: Transport, handshake: Handshake) -> None:
+        limits = engine.limits
+        self.engine = engine
+        self.transport = transport
+        self.handshake = handshake
+        self.session: Session[Any] | None = None
+        self.rt = False
+        self.closing = False
+        self.lost_with: tuple[int, str] | None = None
+        self.outbox = Outbox(limit=limits.outbox, reserve=limits.reserve)
+        self.lagging: dict[Member, None] = {}
+        self._pending: deque[Command] | None = None
+        self._paused = False
+        self._dirty = False
+        self._corked = False
+        self._refreshing = False
+        self._overdrawn = 0
+        self._commands = TokenBucket(limits.commands.rate, limits.commands.burst)
+        self._bytes = TokenBucket(limits.inbound.rate, limits.inbound.burst)
+        self._beat: HeartbeatState | None = None
+        self._beat_deadline: Deadline | None = None
+        self._expiry_deadline: Deadline | None = None
+        now = engine.clock.monotonic()
+        self._auth_deadline: Deadline | None = engine.deadlines.at(
+            now + limits.auth_timeout, self.close, codes.STALE, "not authenticated in time"
+        )
+
+    # -- what comes in -----------------------------------------------------------------------------
+
+    def received(self, frame: bytes) -> None:
+        """A frame of units, from the transport."""
+        if self.closing:
+            return
+        now = self.engine.clock.monotonic()
+        if self._beat is not None:
+            self._beat.heard(now)
+        if self._bytes.take(len(frame), now) > 0:
+            self.engine.counters.add("limits", "bytes")
+            self.close(codes.TOO_MANY_REQUESTS_CLOSE, "too many bytes")
+            return
+        units = split(frame)
+        if not units:
+            # Empty text is no unit; a flood of it must cost its sender something.
+            units = [b""]
+        for unit in units:
+            self._unit(unit, now)
+            if self.closing:
+                return
+
+    def _unit(self, unit: bytes, now: float) -> None:
+        if unit == _PING:
+            self._pong(now)
+            return
+        try:
+            command = decode_command(unit)
+        except BadCommand as error:
+            self.engine.counters.add("bad_units")
+            if self.session is None or not error.id:
+                self.close(codes.BAD_REQUEST_CLOSE, f"bad request: {error.message}")
+            elif self._admit(error.id, now):
+                self.error(error.id, codes.BAD_REQUEST, error.message)
+            return
+        if command.connect is None and self.session is None and not self._pending_connect():
+            self.close(codes.BAD_REQUEST_CLOSE, "bad request: the first command must be connect")
+            return
+        if not self._admit(command.id, now):
+            return
+        if command.refresh is not None and self.session is not None:
+            self._refresh(command)  # bypasses the queue: a waiting handler must not let a token expire (C2)
+            return
+        self._enqueue(command)
+
+    def _pending_connect(self) -> bool:
+        """Whether the connect command is waiting or being worked on."""
+        return self._pending is not None
+
+    def _pong(self, now: float) -> None:
+        if self._beat is not None:
+            self._beat.pong(now)
+        if self._commands.take(0.1, now) > 0:
+            self._overdraw(0, self._commands.wait(1, now))
+
+    def _admit(self, id: int, now: float) -> bool:
+        """Take a token for a command; without one it is refused, and who goes on is closed (F1)."""
+        wait = self._commands.take(1, now)
+        if wait == 0:
+            self._overdrawn = 0
+            return True
+        self._overdraw(id, wait)
+        return False
+
+    def _overdraw(self, id: int, wait: float) -> None:
+        self.engine.counters.add("limits", "commands")
+        self._overdrawn += 1
+        if self._overdrawn > self.engine.limits.commands.burst:
+            self.close(codes.TOO_MANY_REQUESTS_CLOSE, "too many requests")
+        elif id:
+            self.error(id, codes.TOO_MANY_REQUESTS, "too many requests", retry_after=round(wait, 3))
+
+    def _enqueue(self, command: Command) -> None:
+        if self._pending is None:
+            self._pending = deque((command,))
+            self.engine.spawn(self._work_off)
+            return
+        self._pending.append(command)
+        if len(self._pending) >= self.engine.limits.max_pending and not self._paused:
+            self._paused = True
+            if self._beat is not None:
+                # While we do not read, we cannot hear a pong: its deadline stands still (C2).
+                self._beat.paused(self.engine.clock.monotonic())
+            self.transport.pause_reading()
+
+    async def _work_off(self) -> None:
+        """Handle the waiting commands one after another; ends when there are none."""
+        pending = self._pending
+        assert pending is not None
+        try:
+            while pending and self.lost_with is None:
+                await handle(self, pending[0])
+                pending.popleft()
+                if self._paused and len(pending) <= self.engine.limits.max_pending // 2:
+                    self._resume()
+        finally:
+            self._pending = None
+
+    def _resume(self) -> None:
+        self._paused = False
+        now = self.engine.clock.monotonic()
+        if self._beat is not None:
+            self._beat.resumed(now)
+            self._watch()
+        self.transport.resume_reading()
+
+    def _refresh(self, command: Command) -> None:
+        if self._refreshing:
+            self.error(command.id, codes.TOO_MANY_REQUESTS, "a refresh is under way", retry_after=1.0)
+            return
+        self._refreshing = True
+        self.engine.spawn(refresh, self, command)
+
+    def refreshed(self) -> None:
+        """The refresh has been answered."""
+        self._refreshing = False
+
+    # -- what goes out -----------------------------------------------------------------------------
+
+    def push(
+        self, lane: Any, unit: bytes, policy: Overflow, *, key: Any = None, mark: int = 0
+    ) -> Spill | None:
+        """Queue a room's push; None when it simply went into the queue (D1)."""
+        spill = self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=self.transport.buffered)
+        if not self._dirty:
+            self._dirty = True
+            self.engine.dirty(self)
+        return spill
+
+    def control(self, unit: bytes) -> bool:
+        """Queue a reply or a control push; False, and closed, when not even the reserve has room."""
+        if self.lost_with is not None:
+            return False
+        if not self.outbox.put(unit, outside=self.transport.buffered):
+            self.close(codes.SLOW_CONSUMER, "slow consumer")
+            return False
+        if not self._dirty:
+            self._dirty = True
+            self.engine.dirty(self)
+        return True
+
+    def reply(self, reply: Reply) -> None:
+        """Answer a command; one without an id has no answer."""
+        if reply.id:
+            self.control(dumps(reply))
+
+    def error(self, id: int, code: int, message: str, *, retry_after: float | None = None) -> None:
+        """Answer a command with an error."""
+        temporary = code in codes.TEMPORARY or retry_after is not None
+        self.engine.counters.add("errors", str(code) if code < codes.APPLICATION else "application")
+        body = ErrorBody(code, message, temporary)
+        if retry_after:
+            body.retry_after = retry_after
+        self.reply(Reply(id=id, error=body))
+
+    def cork(self) -> None:
+        """Hold everything back, so that the reply to connect comes before what its rooms push."""
+        self._corked = True
+
+    def uncork(self, first: bytes) -> None:
+        """Send *first*, then what was held back."""
+        self._corked = False
+        self.transport.send([first])
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand what is queued to the transport, as much as it should hold; at the end of a loop turn."""
+        self._dirty = False
+        if self._corked:
+            return
+        outbox, transport = self.outbox, self.transport
+        while outbox and (room := HIGH_WATER - transport.buffered) > 0:
+            units = outbox.take(room)
+            self.engine.counters.add("units_sent", amount=len(units))
+            transport.send(units)
+        if self.lagging and outbox.size + transport.buffered <= HIGH_WATER // 2:
+            members, self.lagging = self.lagging, {}
+            for member in members:
+                self.engine.spawn(self.engine.catch_up, member)
+
+    def writable(self) -> None:
+        """The transport has passed on all it was given."""
+        if self.outbox or self.lagging:
+            self.flush()
+
+    def forget(self, member: Member) -> None:
+        """A member left its room: what is queued for it is void."""
+        self.lagging.pop(member, None)
+        self.outbox.discard(member.room.name)
+        self.outbox.discard((member.room.name, "signal"))
+
+    # -- life and death ----------------------------------------------------------------------------
+
+    def authenticated(self, session: Session[Any]) -> None:
+        """The connection has a session: heartbeats and expiry begin."""
+        self.session = session
+        if self._auth_deadline is not None:
+            self._auth_deadline.cancel()
+            self._auth_deadline = None
+        policy = self.engine.limits.heartbeat
+        if policy is not None:
+            self._beat = HeartbeatState(policy)
+            # The first at a random moment, so that a reconnect storm does not beat in step (F4).
+            self._beat.start(self.engine.clock.monotonic(), self.engine.random.random())
+            self._watch()
+        self.watch_expiry()
+
+    def watch_expiry(self) -> None:
+        """Close as expired some time after the identity's end, unless it is refreshed (A3)."""
+        if self._expiry_deadline is not None:
+            self._expiry_deadline.cancel()
+            self._expiry_deadline = None
+        if self.session is None or self.session.identity.expires_at is None:
+            return
+        clock = self.engine.clock
+        left = max(0.0, self.session.identity.expires_at - clock.time())
+        when = clock.monotonic() + left + self.engine.limits.refresh_leeway
+        self._expiry_deadline = self.engine.deadlines.at(when, self._expire)
+
+    def _expire(self) -> None:
+        self.close(codes.EXPIRED_CLOSE, "expired")
+
+    def _watch(self) -> None:
+        assert self._beat is not None
+        if self._beat_deadline is not None:
+            self._beat_deadline.cancel()
+        self._beat_deadline = self.engine.deadlines.at(self._beat.next_at, self._heartbeat, patient=True)
+
+    def _heartbeat(self) -> None:
+        if self._beat is None or self.closing:
+            return
+        action = self._beat.due(self.engine.clock.monotonic())
+        if action is Action.DEAD:
+            self.engine.counters.add("heartbeats_lost")
+            self.close(codes.NO_PONG, "no pong")
+            return
+        if action is Action.PING:
+            self.control(_PING)
+        self._watch()
+
+    def close(self, code: int, reason: str, *, window: Window | None = None) -> None:
+        """Send what is queued, say why, and end. Idempotent."""
+        if self.closing:
+            return
+        self.closing = True
+        self.engine.counters.add("closes", str(code))
+        if window is not None and self.rt and self.lost_with is None:
+            self.outbox.put(dumps(Reply(push=Push(disconnect=Disconnect(code, reason, window)))))
+        if self.lost_with is None:
+            self._corked = False
+            units = self.outbox.take(self.engine.limits.outbox) if self.outbox else []
+            if units and self.transport.buffered == 0:
+                self.transport.send(units)
+            self.transport.close(code, reason)
+        self._let_go()
+
+    def lost(self, code: int, reason: str) -> None:
+        """The transport is gone; called once, last."""
+        if self.lost_with is not None:
+            return
+        self.lost_with = (code, reason)
+        if not self.closing:
+            self.closing = True
+            self.engine.counters.add("closes", "lost" if code in (1005, 1006) else "peer")
+        self._let_go()
+        self.engine.disconnected(self, code, reason)
+
+    def _let_go(self) -> None:
+        for deadline in (self._auth_deadline, self._beat_deadline, self._expiry_deadline):
+            if deadline is not None:
+                deadline.cancel()
+        self._beat = None
+        self.lagging.clear()
+        self.outbox.clear()
+
+    def __repr__(self) -> str:
+        who = repr(self.session.identity.user) if self.session is not None else "nobody yet"
+        return f"<Connection {self.transport.kind} of {who}{' (closing)' if self.closing else ''}>"

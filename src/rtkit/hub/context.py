@@ -1,0 +1,107 @@
+"""What a handler, a hook or a middleware is given."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias
+
+from typing_extensions import TypeVar
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .handle import Room
+    from .hub import Hub
+    from .session import Session
+
+__all__ = ["Context", "Handler", "Hook", "Run", "current_run"]
+
+C = TypeVar("C", default=Any)
+M = TypeVar("M", default=Any)
+P = TypeVar("P", default=Any)
+R = TypeVar("R", default=Any)
+
+
+class Context(Generic[C, M]):
+    """One run of a handler or hook: who, where, and with what.
+
+    ``key`` is the command's idempotency key, None if the client gave none: the same for every resend of a
+    command, so that it is what a handler makes unique in its own tables (H7). ``data`` is what the client
+    gave when joining, decoded from JSON; elsewhere the message itself. ``resumed`` tells a session that
+    was continued from one that began.
+    """
+
+    __slots__ = ("_room", "data", "hub", "key", "resumed", "session")
+
+    def __init__(
+        self,
+        *,
+        hub: Hub[C],
+        session: Session[C],
+        room: Room[M] | None,
+        data: Any,
+        key: str | None,
+        resumed: bool,
+    ) -> None:
+        self.hub = hub
+        self.session = session
+        self._room = room
+        self.data = data
+        self.key = key
+        self.resumed = resumed
+
+    @property
+    def room(self) -> Room[M]:
+        """The room this is about.
+
+        :raises UsageError: in a procedure, which is outside any room; use ``ctx.hub.room(name)``.
+        """
+        if self._room is None:
+            raise UsageError("a procedure is outside any room; use ctx.hub.room(name) for the one you mean")
+        return self._room
+
+    @property
+    def where(self) -> str:
+        """The room's name, for logs; empty outside any room."""
+        return "" if self._room is None else self._room.name
+
+    @property
+    def user(self) -> str:
+        """The user's id."""
+        return self.session.identity.user
+
+    @property
+    def claims(self) -> C:
+        """What authentication said about the user."""
+        return self.session.identity.claims
+
+    def __repr__(self) -> str:
+        return f"<Context {self.user!r} in {self.where!r}>"
+
+
+#: ``async def hook(ctx) -> R``
+Hook: TypeAlias = Callable[[Context[C, M]], Awaitable[R]]
+#: ``async def handler(ctx, message) -> R``
+Handler: TypeAlias = Callable[[Context[C, M], P], Awaitable[R]]
+
+
+class Run:
+    """Numbers the publications of one handler run, so that a resend repeats their keys (H7)."""
+
+    __slots__ = ("count", "hub", "key", "user")
+
+    def __init__(self, hub: Hub[Any], user: str, key: str | None) -> None:
+        self.hub = hub
+        self.user = user
+        self.key = key
+        self.count = 0
+
+    def next_key(self) -> str | None:
+        """The key of this run's next publication; None when the command had no key."""
+        self.count += 1
+        return None if self.key is None else f"{self.key}/{self.count}"
+
+
+#: The handler run that the current task works for.
+current_run: ContextVar[Run | None] = ContextVar("rtkit_run", default=None)

@@ -1,0 +1,439 @@
+"""One run of a hub: everything that is bound to an event loop, from start to close.
+
+A :class:`~rtkit.hub.hub.Hub` makes an engine when it starts and drops it when it has closed, so that nothing
+bound to a loop or a process exists before or after (api 10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Raw, UnsetType
+
+from .. import codes
+from ..brokers import Broker, StreamBroker
+from ..clock import Clock
+from ..errors import BadUnit, DeclarationError, NotSupported, Unavailable
+from ..identity import Identity
+from ..metrics import Counters
+from ..position import Position
+from ..primitives.clocks import sleep, timeout
+from ..primitives.deadlines import Deadlines
+from ..primitives.tasks import Tasks
+from ..publisher import topic_of
+from ..streams import StreamPage
+from ..wire import Envelope, Publication, Window, dumps
+from .authority import Authority
+from .commands import refresh_push
+from .connection import Connection
+from .context import Context
+from .handle import Room
+from .local import LocalRoom, Member, publication, unsubscribe_unit
+from .session import Session
+from .table import Family, Table
+
+if TYPE_CHECKING:
+    from .config import Limits
+    from .hub import Hub
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger("rtkit.hub")
+
+#: The topic on which hubs talk to each other. Internal names begin with NUL, so no room can have them (W4).
+CONTROL = "\0control"
+
+
+class _Order(msgspec.Struct, omit_defaults=True):
+    """What one hub tells all."""
+
+    v: int
+    do: str
+    user: str = ""
+    code: int = 0
+    reason: str = ""
+
+
+_orders = msgspec.json.Decoder(_Order)
+
+
+class Engine:
+    """The running parts of a hub. Internal: applications use the hub."""
+
+    def __init__(self, hub: Hub[Any], table: Table, broker: Broker) -> None:
+        self.hub = hub
+        self.table = table
+        self.broker = broker
+        self.limits: Limits = hub.limits
+        self.clock: Clock = hub.clock
+        self.random = hub.random
+        self.node_id = hub.node_id
+        self.version = hub.version
+        self.counters = Counters()
+        self.tasks = Tasks(name="rtkit", clock=self.clock)
+        self.deadlines = Deadlines(self.clock, on_stall=self._stalled)
+        self.authority = Authority(self)
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.sessions: dict[str, Session[Any]] = {}
+        self.users: dict[str, set[Session[Any]]] = {}
+        self.rooms: dict[str, LocalRoom] = {}
+        self.accepting = True
+        self._dirty: list[Connection] = []
+        self._flushing = False
+        self._runs: dict[tuple[str, str, str], asyncio.Future[Any]] = {}
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    # -- start and close ---------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Check the declarations against the broker, and connect it (L1).
+
+        :raises DeclarationError: for a family that nobody could join.
+        :raises NotSupported: for a broker that cannot do what was declared.
+        """
+        for family in self.table.families:
+            if family.rooms.authorize_hook is None and family.rooms.grant is None:
+                raise DeclarationError(
+                    f"nobody may join rooms {family.pattern.text!r}: pass grant=Grant(…) to rooms(), or decorate a "
+                    f"function with @….authorize that returns one"
+                )
+            if family.history is not None and not isinstance(self.broker, StreamBroker):
+                raise NotSupported(
+                    f"rooms {family.pattern.text!r} have history=, but {type(self.broker).__name__} keeps no streams; "
+                    f"use a broker that does, such as memory://"
+                )
+        await self.broker.open(self)
+        await self.broker.subscribe([CONTROL])
+        if self.limits.position_check is not None:
+            self.spawn(self._check_positions, self.limits.position_check)
+
+    async def aclose(self) -> None:
+        """Tell every client when to come back, let handlers end, and let go of everything (L1)."""
+        self.accepting = False
+        for connection in list(self.connections):
+            connection.close(codes.DRAINING, "draining", window=Window(0.0, 1.0))
+        try:
+            async with timeout(self.clock, self.limits.drain_timeout):
+                await self._quiet.wait()
+        except TimeoutError:
+            logger.warning("%d connections did not end in time", len(self.connections))
+            for connection in list(self.connections):
+                connection.lost(1006, "the hub has closed")
+        self.deadlines.close()
+        await self.tasks.aclose(timeout=self.limits.drain_timeout)
+        self.rooms.clear()
+        await self.broker.aclose()
+
+    # -- owned tasks and time ----------------------------------------------------------------------
+
+    def spawn(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """Run *func* in a task that nobody waits for and that dies with the hub at the latest."""
+        _ = self.tasks.spawn(func, *args)
+
+    def task(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> asyncio.Task[Any]:
+        """The same, for somebody who waits."""
+        return self.tasks.spawn(func, *args)
+
+    def spawn_in(
+        self, context: contextvars.Context, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any
+    ) -> asyncio.Task[Any]:
+        """The same, in a context."""
+        return self.tasks.spawn(func, *args, context=context)
+
+    def backoff(self) -> float:
+        """Seconds until something that failed for the broker's sake is tried again."""
+        return 0.1 + self.random.random() * 0.9
+
+    def time_left(self, expires_at: float | None) -> tuple[bool, int]:
+        """Whether an identity expires, and in how many whole seconds, at least one."""
+        if expires_at is None:
+            return False, 0
+        return True, max(1, int(expires_at - self.clock.time()))
+
+    def _stalled(self, lag: float) -> None:
+        self.counters.add("stalls")
+        logger.warning("the event loop stood still for %.1f s: something blocks it", lag)
+
+    # -- sending -----------------------------------------------------------------------------------
+
+    def dirty(self, connection: Connection) -> None:
+        """Something was queued: flush at the end of this loop turn, all connections at once (D4)."""
+        self._dirty.append(connection)
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        connections, self._dirty = self._dirty, []
+        for connection in connections:
+            if not connection.closing:
+                connection.flush()
+
+    async def catch_up(self, member: Member) -> None:
+        """A lagging member has room again; see :meth:`LocalRoom.catch_up`."""
+        try:
+            await member.room.catch_up(member)
+        except Unavailable as error:
+            logger.warning("room %r: a member waits for the broker: %s", member.room.name, error)
+            await sleep(self.clock, self.backoff())
+            if not member.left and member.session.connection is not None:
+                member.session.connection.lagging[member] = None
+                member.session.connection.flush()
+
+    def send_quietly(self, topic: str, payload: bytes) -> None:
+        """Publish without waiting; a failure is counted, for what may be lost anyway."""
+        self.spawn(self._send_quietly, topic, payload)
+
+    async def _send_quietly(self, topic: str, payload: bytes) -> None:
+        try:
+            await self.broker.publish(topic, payload)
+        except Unavailable:
+            self.counters.add("drops", "signal")
+
+    # -- sessions ----------------------------------------------------------------------------------
+
+    def adopt(self, connection: Connection) -> None:
+        """A transport was opened."""
+        self.connections.add(connection)
+        self._quiet.clear()
+        self.counters.add("connections")
+
+    def begin(self, connection: Connection, identity: Identity[Any]) -> Session[Any]:
+        """A connection is authenticated: it gets a session."""
+        session: Session[Any] = Session(self, secrets.token_urlsafe(12), identity, connection)
+        self.sessions[session.id] = session
+        self.users.setdefault(identity.user, set()).add(session)
+        connection.authenticated(session)
+        self.counters.add("sessions")
+        return session
+
+    async def started(self, session: Session[Any]) -> None:
+        """Run the application's ``on_session_start``."""
+        for hook in self.hub.start_hooks:
+            await hook(self._context(session))
+
+    def disconnected(self, connection: Connection, code: int, reason: str) -> None:
+        """A transport is gone, and its session with it; handlers that run go on (api 5)."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._quiet.set()
+        session = connection.session
+        if session is None or session.connection is not connection:
+            return
+        for member in list(session.rooms.values()):
+            self.leave(member)
+        session.connection = None
+        self.sessions.pop(session.id, None)
+        of_user = self.users.get(session.identity.user)
+        if of_user is not None:
+            of_user.discard(session)
+            if not of_user:
+                del self.users[session.identity.user]
+        session.end()
+        if self.hub.end_hooks:
+            self.spawn(self._run_end_hooks, session, reason or codes.describe_close(code))
+
+    async def _run_end_hooks(self, session: Session[Any], reason: str) -> None:
+        for hook in self.hub.end_hooks:
+            try:
+                async with timeout(self.clock, self.limits.handler_timeout):
+                    await hook(self._context(session), reason)
+            except Exception as error:
+                logger.exception("on_session_end failed", exc_info=error)
+
+    def _context(self, session: Session[Any]) -> Context[Any, Any]:
+        return Context(hub=self.hub, session=session, room=None, data=None, key=None, resumed=session.resumed)
+
+    async def once(
+        self,
+        session: Session[Any],
+        key: str | None,
+        target: str,
+        run: Callable[[], Awaitable[Raw | UnsetType]],
+    ) -> Raw | UnsetType:
+        """Run a handler; a resend of a command whose first run is still going joins it (api 5)."""
+        if key is None:
+            return await run()
+        scope = (session.identity.user, target, key)
+        first = self._runs.get(scope)
+        if first is not None:
+            try:
+                return await asyncio.shield(first)
+            except asyncio.CancelledError:
+                if not first.cancelled():
+                    raise  # it is us who were cancelled
+        result: asyncio.Future[Any] = self.loop.create_future()
+        self._runs[scope] = result
+        try:
+            value = await run()
+        except Exception as error:
+            result.set_exception(error)
+            result.exception()  # retrieved: nobody else may be waiting for it
+            raise
+        except BaseException:
+            result.cancel()
+            raise
+        else:
+            result.set_result(value)
+            return value
+        finally:
+            if self._runs.get(scope) is result:
+                del self._runs[scope]
+
+    # -- rooms -------------------------------------------------------------------------------------
+
+    @property
+    def stream(self) -> StreamBroker:
+        """The broker, of which :meth:`start` has made sure that it keeps streams."""
+        assert isinstance(self.broker, StreamBroker)
+        return self.broker
+
+    def lookup(self, name: str) -> tuple[Family, Mapping[str, str]]:
+        """The family of a room name; raises :class:`~rtkit.errors.UnknownRoom`."""
+        return self.table.find(name)
+
+    def local(self, name: str, family: Family, params: Mapping[str, str]) -> LocalRoom:
+        """The room as this node sees it."""
+        room = self.rooms.get(name)
+        if room is None:
+            room = self.rooms[name] = LocalRoom(self, name, family, params)
+        return room
+
+    def leave(self, member: Member, *, joined: bool = True) -> None:
+        """A member leaves its room; *joined* is False when it never quite came in."""
+        if member.left:
+            return
+        room, session = member.room, member.session
+        room.leave(member)
+        if session.rooms.get(room.name) is member:
+            del session.rooms[room.name]
+        if not (room.live or room.outside):
+            self.spawn(self._close_room, room)
+        if joined and room.family.rooms.leave_hook is not None:
+            self.spawn(self._run_leave_hook, member)
+
+    async def _close_room(self, room: LocalRoom) -> None:
+        try:
+            await room.close()
+        except Unavailable as error:
+            logger.warning("room %r: could not unsubscribe: %s", room.name, error)
+        if not (room.live or room.outside or room.subscribed) and self.rooms.get(room.name) is room:
+            del self.rooms[room.name]
+
+    async def _run_leave_hook(self, member: Member) -> None:
+        room, session = member.room, member.session
+        hook = room.family.rooms.leave_hook
+        assert hook is not None
+        handle = Room[Any](self.hub, room.family, room.name, room.params, session=session)
+        ctx = Context(
+            hub=self.hub, session=session, room=handle, data=None, key=None, resumed=session.resumed
+        )
+        try:
+            async with timeout(self.clock, self.limits.handler_timeout):
+                await hook(ctx)
+        except Exception as error:
+            extra = {"session": session.id, "user": session.identity.user, "room": room.name}
+            logger.exception("on_leave failed", exc_info=error, extra=extra)
+
+    def unsubscribe(self, member: Member, code: int, reason: str) -> None:
+        """Take a member out of its room, and tell its client."""
+        connection = member.session.connection
+        self.leave(member)
+        if connection is not None:
+            connection.control(unsubscribe_unit(member.room.name, code, reason))
+
+    async def clear(self, name: str) -> Position:
+        """Begin a new epoch in a room's stream, and have every node notice."""
+        topic = topic_of(name)
+        position = await self.stream.clear(topic)
+        await self.broker.publish(CONTROL, dumps(_Order(v=1, do="check", user=name)))
+        return position
+
+    async def read_history(
+        self, name: str, family: Family, *, since: Position | None, limit: int, reverse: bool, rt: bool
+    ) -> tuple[StreamPage, list[Publication]]:
+        """A page of a room's history, as the wire shows it."""
+        page = await self.stream.read(
+            topic_of(name), since=since, limit=limit, reverse=reverse, history=family.history
+        )
+        found: list[Publication] = []
+        for entry in page.entries:
+            try:
+                found.append(publication(Envelope.decode(entry.payload), entry.offset, rt))
+            except BadUnit:
+                self.counters.add("foreign_entries")
+        return page, found
+
+    async def _check_positions(self, interval: float) -> None:
+        """Compare the tops of quiet rooms, so that a lost last message is noticed too (H4)."""
+        while True:
+            await sleep(self.clock, interval * (0.75 + self.random.random() / 2))
+            for room in list(self.rooms.values()):
+                try:
+                    await room.check()
+                except Unavailable as error:
+                    logger.warning("positions could not be checked: %s", error)
+                    break
+                except Exception as error:
+                    logger.exception("room %r could not be checked", room.name, exc_info=error)
+
+    # -- the broker's sink -------------------------------------------------------------------------
+
+    def deliver(self, topic: str, payload: bytes, position: Position | None) -> None:
+        """From the broker. Whatever it hands over, the next one is delivered too."""
+        try:
+            if topic == CONTROL:
+                self._obey(_orders.decode(payload))
+            else:
+                room = self.rooms.get(topic.removeprefix("room:"))
+                if room is not None:
+                    room.deliver(payload, position)
+        except (BadUnit, msgspec.DecodeError) as error:
+            self.counters.add("foreign_payloads")
+            logger.error("topic %r: a payload that no hub has written: %s", topic, error)
+
+    def interrupted(self, topics: Iterable[str]) -> None:
+        """From the broker: these may have missed something."""
+        for topic in topics:
+            room = self.rooms.get(topic.removeprefix("room:"))
+            if room is not None:
+                room.interrupted()
+
+    async def control(self, do: str, user: str, *, code: int = 0, reason: str = "") -> None:
+        """Tell every hub, this one included, to do something about a user (A4)."""
+        await self.broker.publish(CONTROL, dumps(_Order(v=1, do=do, user=user, code=code, reason=reason)))
+
+    def _obey(self, order: _Order) -> None:
+        if order.do == "check":
+            room = self.rooms.get(order.user)
+            if room is not None:
+                room.interrupted()
+            return
+        for session in list(self.users.get(order.user, ())):
+            connection = session.connection
+            if connection is None:
+                continue
+            if order.do == "close":
+                connection.close(order.code, order.reason)
+            elif order.do == "refresh":
+                self._ask_to_refresh(session, connection)
+
+    def _ask_to_refresh(self, session: Session[Any], connection: Connection) -> None:
+        identity = session.identity
+        until = self.clock.time() + 1.0
+        if identity.expires_at is None or identity.expires_at > until:
+            session.identity = Identity(identity.user, identity.claims, expires_at=until)
+        connection.watch_expiry()
+        connection.control(refresh_push(1))
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.node_id}: {len(self.sessions)} sessions, {len(self.rooms)} rooms>"

@@ -1,0 +1,340 @@
+"""The hub: one object that a host embeds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from types import TracebackType
+from typing import Any, Generic
+from urllib.parse import urlsplit
+
+from typing_extensions import Self, TypeVar
+
+from ..brokers import Broker, open_url
+from ..clock import Clock
+from ..errors import NotRunning, UsageError, WrongLoop, WrongProcess
+from ..hosting.asgi import AsgiHost
+from ..identity import Credentials, Identity
+from ..messages import Published
+from ..primitives.clocks import LoopClock
+from ..transports import Driver, Handshake, Refused, Transport
+from .config import Limits
+from .connection import Connection
+from .context import Context, Hook
+from .engine import Engine
+from .handle import Room, User
+from .origin import origin_allowed
+from .router import Router, must_be_async
+
+__all__ = ["Hub", "HubStatistics"]
+
+C = TypeVar("C", default=Any)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+EndHook = Callable[[Context[C, Any], str], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatistics:
+    """A hub as it is now.
+
+    :param totals: counters since start; see ``docs/reference/metrics.md`` for their names.
+    """
+
+    running: bool
+    connections: int = 0
+    sessions: int = 0
+    rooms: int = 0
+    users: int = 0
+    tasks: int = 0
+    deadlines: int = 0
+    totals: Mapping[str, int] | None = None
+
+
+class Hub(Router[C], Generic[C]):
+    """Composition root: one per process and event loop; a router, and an ASGI application.
+
+    ::
+
+        hub = Hub(authenticate=authenticate)
+        app.mount("/rt", hub)  # and FastAPI(lifespan=hub.lifespan), or it starts on first use
+
+    :param authenticate: turns :class:`~rtkit.Credentials` into an :class:`~rtkit.Identity`, or raises
+        :class:`~rtkit.Reject`. Called once per connection, and again for each in-band refresh.
+        ``anonymous`` lets everybody in.
+    :param broker: a URL such as ``memory://``, or a broker of one's own making.
+    :param origins: web origins that may connect besides the page's own host; ``"*"`` for any.
+    :param limits: see :class:`Limits`.
+    :param state: whatever handlers shall find at ``ctx.hub.state``: a database pool, settings.
+    :param clock: where time comes from; tests pass a manual one.
+    :param random: where chance comes from, likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        authenticate: Callable[[Credentials], Awaitable[Identity[C]]],
+        broker: str | Broker = "memory://",
+        origins: Sequence[str] = (),
+        limits: Limits | None = None,
+        state: Any = None,
+        clock: Clock | None = None,
+        random: random.Random | None = None,
+    ) -> None:
+        super().__init__()
+        self.authenticate_hook = must_be_async(authenticate, "authenticate")
+        self.limits = limits or Limits()
+        self.origins = _checked_origins(origins)
+        self.state = state
+        self.clock: Clock = clock or LoopClock()
+        self.random = random or _system_random()
+        self.node_id = secrets.token_hex(4)
+        self.version = _version()
+        self.start_hooks: list[Hook[C, Any, None]] = []
+        self.end_hooks: list[EndHook[C]] = []
+        self._broker = broker
+        self._engine: Engine | None = None
+        self._starting: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._host = AsgiHost(self, lifespan=self.lifespan, ready=self._not_ready, clock=self.clock)
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start; ``async with hub``, ``hub.lifespan`` and the first connection do it too. Idempotent.
+
+        :raises DeclarationError: when what was declared cannot work.
+        :raises NotSupported: when the broker cannot do what was declared.
+        :raises BrokerUnavailable: when it cannot be reached.
+        :raises WrongLoop: while running in another loop.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop.is_closed() and self._loop is not loop:
+            # The loop it ran in is gone without a close, as some test clients leave it.
+            self._forget()
+        self._check_home(loop)
+        if self._engine is not None:
+            return
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
+            return
+        self._starting = starting = loop.create_future()
+        self._loop, self._pid = loop, os.getpid()
+        try:
+            broker = self._broker
+            engine = Engine(
+                self, self.table(), open_url(broker, clock=self.clock) if isinstance(broker, str) else broker
+            )
+            await engine.start()
+        except BaseException as error:
+            self._forget()
+            if isinstance(error, Exception):
+                starting.set_exception(error)
+                starting.exception()
+            else:
+                starting.cancel()
+            raise
+        self._engine = engine
+        self._starting = None
+        starting.set_result(None)
+
+    async def aclose(self) -> None:
+        """Send every client away, told when to come back, and let go of everything. Idempotent and bounded.
+
+        Afterwards no task, timer, socket or subscription of the hub is left, and it may be started again.
+        """
+        engine = self._engine
+        if engine is None:
+            return
+        self._check_home(asyncio.get_running_loop())
+        try:
+            await engine.aclose()
+        finally:
+            if self._engine is engine:
+                self._forget()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def lifespan(self, app: object = None) -> AbstractAsyncContextManager[None]:
+        """For ``FastAPI(lifespan=hub.lifespan)`` and its like: run while the application runs."""
+        return self._lifespan()
+
+    @asynccontextmanager
+    async def _lifespan(self) -> AsyncGenerator[None]:
+        async with self:
+            yield
+
+    def _forget(self) -> None:
+        self._engine = None
+        self._starting = None
+        self._loop = None
+
+    def _check_home(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is None:
+            return
+        if self._pid != os.getpid():
+            raise WrongProcess(
+                f"this hub was started in process {self._pid}, which then forked. Start it in each worker after the "
+                f"fork: do not call start() or open connections at import time"
+            )
+        if self._loop is not loop:
+            raise WrongLoop(
+                "this hub is running in another event loop. From a thread, call it with "
+                "anyio.from_thread.run(hub.publish, room, message); in tests, use one loop for app and test "
+                "(Starlette's TestClient: `with TestClient(app) as client`)"
+            )
+
+    @property
+    def engine(self) -> Engine:
+        """The running parts; for rtkit itself.
+
+        :raises NotRunning: before start and after close.
+        :raises WrongLoop: from another event loop.
+        :raises WrongProcess: in a process forked after start.
+        """
+        if self._engine is None:
+            raise NotRunning(
+                "the hub is not running: use `async with hub:`, pass lifespan=hub.lifespan to your framework, or mount "
+                "it, so that the first connection starts it"
+            )
+        try:
+            self._check_home(asyncio.get_running_loop())
+        except RuntimeError:
+            raise WrongLoop(
+                "no event loop runs in this thread; call anyio.from_thread.run(hub.publish, room, message)"
+            ) from None
+        return self._engine
+
+    # -- declarations ------------------------------------------------------------------------------
+
+    def _declared(self) -> None:
+        if self._engine is not None:
+            raise UsageError("the hub is running; declare rooms and handlers before it starts")
+        super()._declared()
+        for family in self.table().families:
+            family.rooms.hubs.add(self)
+
+    def on_session_start(self, func: Hook[C, Any, None], /) -> Hook[C, Any, None]:
+        """Decorator: runs when a client was authenticated, before its first command. May raise ``Reject``."""
+        self.start_hooks.append(must_be_async(func, "the on_session_start hook"))
+        return func
+
+    def on_session_end(self, func: EndHook[C], /) -> EndHook[C]:
+        """Decorator: runs with (ctx, reason) after a session ended on this node."""
+        self.end_hooks.append(must_be_async(func, "the on_session_end hook"))
+        return func
+
+    # -- what applications do with it ----------------------------------------------------------------
+
+    def room(self, name: str) -> Room[Any]:
+        """One room, by its full name.
+
+        :raises UnknownRoom: when no declared family matches.
+        """
+        family, params = self.table().find(name)
+        return Room(self, family, name, params)
+
+    async def publish(self, room: str, message: object, *, key: str | None = None) -> Published:
+        """Publish to a room by name; see :meth:`Room.publish`. From a thread:
+        ``anyio.from_thread.run(hub.publish, room, message)``."""
+        return await self.room(room).publish(message, key=key)
+
+    def user(self, user: str) -> User:
+        """A user, on every node."""
+        return User(self, user)
+
+    def statistics(self) -> HubStatistics:
+        """How things are."""
+        engine = self._engine
+        if engine is None:
+            return HubStatistics(running=False)
+        return HubStatistics(
+            running=True,
+            connections=len(engine.connections),
+            sessions=len(engine.sessions),
+            rooms=len(engine.rooms),
+            users=len(engine.users),
+            tasks=len(engine.tasks),
+            deadlines=len(engine.deadlines),
+            totals=engine.counters.snapshot(),
+        )
+
+    # -- what hosts do with it -----------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope: mounted into a framework, or on its own under a server."""
+        await self._host(scope, receive, send)
+
+    @property
+    def max_frame(self) -> int:
+        """Bytes of one inbound frame at the most."""
+        return self.limits.max_frame
+
+    async def ensure_running(self) -> None:
+        """Start, if nobody has yet."""
+        await self.start()
+
+    def admit(self, handshake: Handshake) -> None:
+        """Check a handshake before anything is spent on it (T10, L1).
+
+        :raises Refused: with the status to answer.
+        """
+        if self._not_ready() is not None:
+            raise Refused(503, "draining", retry_after=1)
+        if not origin_allowed(handshake, self.origins):
+            raise Refused(403, "this origin may not connect; the server lists others in Hub(origins=…)")
+
+    def connect(self, transport: Transport, handshake: Handshake) -> Driver:
+        """Drive a transport that a host has accepted."""
+        engine = self.engine
+        connection = Connection(engine, transport, handshake)
+        engine.adopt(connection)
+        return connection
+
+    def _not_ready(self) -> float | None:
+        engine = self._engine
+        return None if engine is None or engine.accepting else 1.0
+
+    def __repr__(self) -> str:
+        return f"<Hub {self.node_id} {'running' if self._engine is not None else 'idle'}, {len(self.families)} families>"
+
+
+def _version() -> str:
+    try:
+        return f"rtkit {metadata.version('rtkit')}"
+    except metadata.PackageNotFoundError:
+        return "rtkit"
+
+
+def _system_random() -> random.Random:
+    return random.SystemRandom()
+
+
+def _checked_origins(origins: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(origins, str):
+        raise UsageError(f"origins= is a list of origins, as in [{origins!r}]")
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (
+            parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/")
+        ):
+            raise UsageError(
+                f"an origin is scheme://host[:port], such as https://example.org, not {origin!r}"
+            )
+    return tuple(origins)

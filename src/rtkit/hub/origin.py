@@ -1,0 +1,49 @@
+"""Which web pages may connect (T10). Pure.
+
+A browser sends ``Origin`` with every WebSocket handshake, and no script can forge it; without this check any
+page a user visits could connect with the user's cookies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from ..transports import Handshake
+
+__all__ = ["origin_allowed"]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+def origin_allowed(handshake: Handshake, allowed: Sequence[str]) -> bool:
+    """Whether the handshake comes from our own page, an allowed one, or no page at all.
+
+    :param allowed: origins such as ``https://example.org``, or ``*`` for any.
+    """
+    origins = [value for name, value in handshake.headers if name == "origin"]
+    if not origins:
+        # No browser page, or a same-origin request for which browsers send none.
+        return handshake.header("sec-fetch-site") not in ("cross-site", "same-site")
+    if len(origins) > 1:
+        return False
+    origin = origins[0]
+    if "*" in allowed or origin.lower() in (each.lower().rstrip("/") for each in allowed):
+        return True
+    host = handshake.header("host")
+    if host is None:
+        return False
+    try:
+        theirs = urlsplit(origin)
+        if theirs.scheme not in ("http", "https") or not theirs.hostname:
+            return False
+        # TLS may end at a proxy, so where the server's own scheme is plain the page's may still be https.
+        if handshake.secure and theirs.scheme != "https":
+            return False
+        ours = urlsplit(f"{theirs.scheme}://{host}")
+        same_port = (theirs.port or _DEFAULT_PORTS[theirs.scheme]) == (
+            ours.port or _DEFAULT_PORTS[theirs.scheme]
+        )
+        return theirs.hostname == ours.hostname and same_port
+    except ValueError:
+        return False

@@ -1,0 +1,130 @@
+"""The identity behind successive connections, and what belongs to it (C1)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic
+
+from msgspec import Raw
+from typing_extensions import TypeVar
+
+from .. import codes
+from ..identity import Identity
+from ..schema import encode_value, message_name
+from ..wire import MessagePush, Push, Reply, dumps
+from .context import current_run
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .engine import Engine
+    from .local import Member
+
+__all__ = ["Session", "SessionStatistics", "application_data"]
+
+C = TypeVar("C", default=Any)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatistics:
+    """What a session has: rooms it is in, background tasks that run, bytes queued for it."""
+
+    rooms: int
+    tasks: int
+    queued: int
+
+
+class Session(Generic[C]):
+    """One client of a user.
+
+    :ivar id: the client id; other members see it beside messages.
+    :ivar identity: who it is; replaced by a refresh, never by another user's.
+    :ivar state: the application's own, on this node only.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_tasks",
+        "connection",
+        "engine",
+        "id",
+        "identity",
+        "resumed",
+        "rooms",
+        "state",
+    )
+
+    def __init__(self, engine: Engine, id: str, identity: Identity[C], connection: Connection) -> None:
+        self.engine = engine
+        self.id = id
+        self.identity = identity
+        self.state: dict[str, Any] = {}
+        self.rooms: dict[str, Member] = {}
+        self.connection: Connection | None = connection
+        self.resumed = False
+        self._tasks: set[asyncio.Task[None]] | None = None
+
+    def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run ``func(*args)`` in the background; it is cancelled when the session ends.
+
+        An exception in it is logged, and ends nothing else.
+        """
+        # A copy of the context without the run: what a background task publishes is not numbered with it.
+        context = contextvars.copy_context()
+        context.run(current_run.set, None)
+        task = self.engine.spawn_in(context, _run, func, args)
+        if self._tasks is None:
+            self._tasks = set()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def send(self, message: object) -> bool:
+        """Send to this session only, at most once; what must arrive goes to a personal room (H9).
+
+        :return: False when it could not be queued, as while the client is not connected.
+        :raises InvalidMessage: for a value that JSON cannot hold.
+        """
+        connection = self.connection
+        if connection is None:
+            return False
+        data = application_data(message)
+        return connection.control(dumps(Reply(push=Push(message=MessagePush(data)))))
+
+    async def close(self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "") -> None:
+        """End the session's connection, and tell the client why. The session ends with it.
+
+        :param code: a close code from :mod:`rtkit.codes`; its band tells the client whether to return.
+        :raises ValueError: for a code that cannot close a connection.
+        """
+        if not codes.is_valid_close(code):
+            raise ValueError(f"a close code is 1000 or from 3000 to 4999, not {code!r}")
+        if self.connection is not None:
+            self.connection.close(code, reason or codes.describe_close(code))
+
+    def end(self) -> None:
+        """Called by the hub: cancel the background tasks."""
+        for task in tuple(self._tasks or ()):
+            task.cancel()
+
+    def statistics(self) -> SessionStatistics:
+        """What it has now."""
+        queued = self.connection.outbox.size if self.connection is not None else 0
+        return SessionStatistics(rooms=len(self.rooms), tasks=len(self._tasks or ()), queued=queued)
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connection is not None else "ended"
+        return f"<Session {self.id} of {self.identity.user!r}, {state}, {len(self.rooms)} rooms>"
+
+
+async def _run(func: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+    await func(*args)
+
+
+def application_data(message: object) -> Any:
+    """A message outside any room: with its event name if its class gives one, else the bare JSON."""
+    data = encode_value(message)
+    if isinstance(message, str | int | float | bool | list | tuple | dict | None):
+        return Raw(data)
+    return Raw(b'{"event":%b,"data":%b}' % (dumps(message_name(type(message))), data))

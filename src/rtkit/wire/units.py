@@ -1,0 +1,381 @@
+"""The units of the wire, as typed structures; see ``docs/reference/protocol.md`` for each.
+
+Fields that are empty or zero are left out when encoding, as the base protocol does. Application data stays
+:class:`msgspec.Raw`, undecoded, until somebody knows its type. A *room* is called *channel* here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+#: No application data was given.
+NO_DATA = UNSET
+
+Data = Raw | UnsetType
+
+# JavaScript's exact integers; anything above cannot be an offset or an id (W3).
+Id = Annotated[int, Meta(ge=0, lt=2**53)]
+Offset = Annotated[int, Meta(ge=0, lt=2**53)]
+Limit = Annotated[int, Meta(ge=-1, lt=2**31)]
+Epoch = Annotated[str, Meta(max_length=128)]
+Key = Annotated[str, Meta(min_length=1, max_length=128)]
+Name = Annotated[str, Meta(max_length=255)]
+
+
+class Unit(Struct, omit_defaults=True):
+    """Base of all units."""
+
+
+class Empty(Unit):
+    """A command or result without fields."""
+
+
+# -- commands: client to server -----------------------------------------------------------------
+
+
+class SubRequest(Unit):
+    """Where the client stands in a room it is subscribed to by the server."""
+
+    recover: bool = False
+    epoch: Epoch = ""
+    offset: Offset = 0
+
+
+class RtHello(Unit):
+    """An rtkit client announces itself; without it nothing rtkit adds is ever sent."""
+
+    v: int = 1
+
+
+class Connect(Unit):
+    """The first command of every connection."""
+
+    token: str = ""
+    data: Data = UNSET
+    name: Name = ""
+    version: Name = ""
+    subs: dict[str, SubRequest] = {}
+    rt: RtHello | None = None
+
+
+class Subscribe(Unit):
+    """Join a room; with *recover*, continue from (epoch, offset); with *rewind*, begin n messages back (H8)."""
+
+    channel: str
+    token: str = ""
+    recover: bool = False
+    epoch: Epoch = ""
+    offset: Offset = 0
+    positioned: bool = False
+    recoverable: bool = False
+    join_leave: bool = False
+    data: Data = UNSET
+    rewind: Offset = 0
+
+
+class Unsubscribe(Unit):
+    """Leave a room."""
+
+    channel: str
+
+
+class Publish(Unit):
+    """Send a message to a room: to its handler, or straight to its stream in a raw room."""
+
+    channel: str
+    data: Data = UNSET
+    key: Key | None = None
+
+
+class PresenceCommand(Unit):
+    """Ask who is in a room; also for the numbers alone."""
+
+    channel: str
+
+
+class Since(Unit):
+    """A position on the wire."""
+
+    offset: Offset = 0
+    epoch: Epoch = ""
+
+
+class HistoryCommand(Unit):
+    """Ask for a page of a room's history; limit 0 asks for the position alone, -1 for all."""
+
+    channel: str
+    limit: Limit = 0
+    since: Since | None = None
+    reverse: bool = False
+
+
+class Rpc(Unit):
+    """Call a procedure."""
+
+    method: Name
+    data: Data = UNSET
+    key: Key | None = None
+
+
+class Refresh(Unit):
+    """Show a new token before the identity expires (A3)."""
+
+    token: str = ""
+
+
+class SubRefresh(Unit):
+    """Show a new token for one room."""
+
+    channel: str
+    token: str = ""
+
+
+class Send(Unit):
+    """A message to the server outside any room; has no reply."""
+
+    data: Data = UNSET
+
+
+class SignalBody(Unit):
+    """A room message without storage, in both directions (D5)."""
+
+    channel: str = ""
+    event: Name = ""
+    data: Data = UNSET
+    user: str = ""
+
+
+class Bye(Unit):
+    """The client goes for good: its session is not kept (C3)."""
+
+
+class Command(Unit):
+    """One unit from a client: an id, and one of the methods. ``{}`` is the answer to a ping."""
+
+    id: Id = 0
+    connect: Connect | None = None
+    subscribe: Subscribe | None = None
+    unsubscribe: Unsubscribe | None = None
+    publish: Publish | None = None
+    presence: PresenceCommand | None = None
+    presence_stats: PresenceCommand | None = None
+    history: HistoryCommand | None = None
+    rpc: Rpc | None = None
+    refresh: Refresh | None = None
+    sub_refresh: SubRefresh | None = None
+    send: Send | None = None
+    ping: Empty | None = None
+    signal: SignalBody | None = None
+    bye: Bye | None = None
+
+
+# -- replies and pushes: server to client ---------------------------------------------------------
+
+
+class ErrorBody(Unit):
+    """Why a command failed."""
+
+    code: int = 0
+    message: str = ""
+    temporary: bool = False
+    retry_after: float = 0.0
+
+
+class ClientInfo(Unit):
+    """Who published, when a client did."""
+
+    user: str = ""
+    client: str = ""
+
+
+class Publication(Unit):
+    """A message of a room; *time* only for rtkit clients."""
+
+    data: Data = UNSET
+    offset: Offset = 0
+    info: ClientInfo | None = None
+    time: float = 0.0
+
+
+class GapBody(Unit, rename={"start": "from", "end": "to"}):
+    """What is missing; see :class:`rtkit.position.Gap`."""
+
+    channel: str = ""
+    start: Offset = 0
+    end: Offset = 0
+    epoch: Epoch = ""
+    reason: str = ""
+
+
+class Limits(Unit):
+    """What the client must keep to: bytes per unit and per publication, commands per second."""
+
+    unit: int = 0
+    message: int = 0
+    rate: float = 0.0
+    burst: float = 0.0
+
+
+class RtWelcome(Unit):
+    """The server's answer to :class:`RtHello`."""
+
+    v: int = 1
+    limits: Limits | None = None
+
+
+class SubscribeResult(Unit):
+    """A room was joined."""
+
+    recoverable: bool = False
+    positioned: bool = False
+    epoch: Epoch = ""
+    offset: Offset = 0
+    publications: list[Publication] = []
+    recovered: bool = False
+    was_recovering: bool = False
+    expires: bool = False
+    ttl: int = 0
+    data: Data = UNSET
+    gap: GapBody | None = None
+
+
+class ConnectResult(Unit):
+    """The connection is authenticated."""
+
+    client: str = ""
+    version: str = ""
+    data: Data = UNSET
+    subs: dict[str, SubscribeResult] = {}
+    expires: bool = False
+    ttl: int = 0
+    ping: int = 0
+    pong: bool = False
+    session: str = ""
+    node: str = ""
+    rt: RtWelcome | None = None
+
+
+class PublishResult(Unit):
+    """A message was taken; with the handler's acknowledgement, or the position of a plain publish."""
+
+    data: Data = UNSET
+    offset: Offset = 0
+    epoch: Epoch = ""
+
+
+class HistoryResult(Unit):
+    """A page of history."""
+
+    publications: list[Publication] = []
+    epoch: Epoch = ""
+    offset: Offset = 0
+
+
+class RpcResult(Unit):
+    """What the procedure returned."""
+
+    data: Data = UNSET
+
+
+class RefreshResult(Unit):
+    """The identity was renewed."""
+
+    client: str = ""
+    version: str = ""
+    expires: bool = False
+    ttl: int = 0
+
+
+class SubRefreshResult(Unit):
+    """The permission for a room was renewed."""
+
+    expires: bool = False
+    ttl: int = 0
+
+
+class UnsubscribePush(Unit):
+    """The server took the client out of a room; both fields are always there."""
+
+    code: int
+    reason: str
+
+
+class SubscribePush(Unit):
+    """The server put the client into a room."""
+
+    recoverable: bool = False
+    positioned: bool = False
+    epoch: Epoch = ""
+    offset: Offset = 0
+    data: Data = UNSET
+
+
+class MessagePush(Unit):
+    """A message to this session alone."""
+
+    data: Data = UNSET
+
+
+class Window(Unit):
+    """When to come back: a random moment between these, in seconds from now."""
+
+    min: float = 0.0
+    max: float = 0.0
+
+
+class Disconnect(Unit):
+    """The connection is about to be closed; *code* and *reason* are always there."""
+
+    code: int
+    reason: str
+    rt: Window | None = None
+
+
+class RefreshPush(Unit):
+    """The identity's expiry has changed."""
+
+    expires: bool = False
+    ttl: int = 0
+
+
+class PositionPush(Unit):
+    """The stream of a room stands here now, in a new epoch (H10)."""
+
+    channel: str = ""
+    epoch: Epoch = ""
+    offset: Offset = 0
+
+
+class Push(Unit):
+    """Something the client did not ask for; one field besides *channel* is set."""
+
+    channel: str = ""
+    pub: Publication | None = None
+    unsubscribe: UnsubscribePush | None = None
+    subscribe: SubscribePush | None = None
+    message: MessagePush | None = None
+    disconnect: Disconnect | None = None
+    refresh: RefreshPush | None = None
+    position: PositionPush | None = None
+    gap: GapBody | None = None
+    signal: SignalBody | None = None
+
+
+class Reply(Unit):
+    """One unit from the server: the reply to a command, a push, or ``{}``, a ping."""
+
+    id: Id = 0
+    error: ErrorBody | None = None
+    push: Push | None = None
+    connect: ConnectResult | None = None
+    subscribe: SubscribeResult | None = None
+    unsubscribe: Empty | None = None
+    publish: PublishResult | None = None
+    history: HistoryResult | None = None
+    rpc: RpcResult | None = None
+    refresh: RefreshResult | None = None
+    sub_refresh: SubRefreshResult | None = None
+    ping: Empty | None = None
+    signal: Empty | None = None

@@ -1,0 +1,1 @@
+"""The tests: unit/ mirrors src/rtkit; what several of them need is in support/."""

@@ -1,0 +1,1 @@
+"""What tests share: services that may be missing, servers to talk to."""

@@ -1,0 +1,151 @@
+"""A server, a hub and a clock that do what the test says, to try the ASGI host with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from typing import Any
+
+from rtkit.hosting.asgi import AsgiHost
+from rtkit.testing.clock import ManualClock
+from rtkit.transports import Driver, Handshake, Refused, Transport
+
+EXTENSIONS = {"websocket.http.response": {}}
+WHO: contextvars.ContextVar[str] = contextvars.ContextVar("WHO", default="nobody")
+
+
+class Echo:
+    """A driver that notes what happens to it, and echoes if told to."""
+
+    def __init__(self, transport: Transport, *, echo: bool) -> None:
+        self.transport = transport
+        self.echo = echo
+        self.frames: list[bytes] = []
+        self.log: list[str] = []
+        self.losses: list[tuple[int, str]] = []
+        self.on_writable: Callable[[], object] = lambda: None
+        self.on_lost: Callable[[], object] = lambda: None
+
+    def received(self, frame: bytes) -> None:
+        if frame == b"raise":
+            raise ZeroDivisionError
+        self.frames.append(frame)
+        if self.echo:
+            self.transport.send([frame])
+
+    def writable(self) -> None:
+        self.log.append("writable")
+        self.on_writable()
+
+    def lost(self, code: int, reason: str) -> None:
+        self.log.append("lost")
+        self.losses.append((code, reason))
+        self.on_lost()
+
+
+class Acceptor:
+    """Admits everybody, unless told otherwise."""
+
+    max_frame = 1000
+
+    def __init__(self, *, echo: bool = False) -> None:
+        self.echo = echo
+        self.handshakes: list[Handshake] = []
+        self.drivers: list[Echo] = []
+        self.started = 0
+        self.refuse: Refused | None = None
+        self.fail_start: Exception | None = None
+        self.on_connect: Callable[[Echo], object] = lambda _: None
+
+    async def ensure_running(self) -> None:
+        if self.fail_start is not None:
+            raise self.fail_start
+        self.started += 1
+
+    def admit(self, handshake: Handshake) -> None:
+        self.handshakes.append(handshake)
+        if self.refuse is not None:
+            raise self.refuse
+
+    def connect(self, transport: Transport, handshake: Handshake) -> Driver:
+        driver = Echo(transport, echo=self.echo)
+        self.on_connect(driver)
+        self.drivers.append(driver)
+        return driver
+
+
+class Server:
+    """One ASGI call: the test is the server. `gate` closed makes send() wait, `broken` makes it raise."""
+
+    def __init__(self, host: AsgiHost, scope: dict[str, Any]) -> None:
+        self.host = host
+        self.scope = scope
+        self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.sent: list[MutableMapping[str, Any]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.broken: Exception | None = None
+        self.receiving = 0
+        self.context: list[Any] = []
+        self.task: asyncio.Task[None] | None = None
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        self.receiving += 1
+        return await self.inbox.get()
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        self.context.append(WHO.get())
+        await self.gate.wait()
+        if self.broken is not None:
+            raise self.broken
+        self.sent.append(message)
+
+    def start(self) -> asyncio.Task[None]:
+        self.task = asyncio.create_task(self.host(self.scope, self.receive, self.send))
+        return self.task
+
+    def say(self, kind: str, **fields: Any) -> None:
+        self.inbox.put_nowait({"type": f"websocket.{kind}", **fields})
+
+    @property
+    def texts(self) -> list[str]:
+        return [m["text"] for m in self.sent if m["type"] == "websocket.send"]
+
+
+@contextlib.asynccontextmanager
+async def nothing() -> AsyncIterator[None]:
+    yield
+
+
+def ws_scope(path: str = "/ws", **more: Any) -> dict[str, Any]:
+    return {"type": "websocket", "path": path, "root_path": "", "headers": [], "subprotocols": [], **more}
+
+
+class World:
+    """A host on a clock that the test moves, and what was connected to it."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.acceptor = Acceptor()
+        self.host = AsgiHost(self.acceptor, lifespan=nothing, clock=self.clock, close_timeout=5)
+
+    async def open(self, **scope: Any) -> tuple[Server, Echo]:
+        server = Server(self.host, ws_scope(**scope))
+        server.say("connect")
+        server.start()
+        await self.clock.settle()
+        assert server.sent[0]["type"] == "websocket.accept"
+        return server, self.acceptor.drivers[-1]
+
+    async def refused(self, **scope: Any) -> list[MutableMapping[str, Any]]:
+        server = Server(self.host, ws_scope(**scope))
+        server.say("connect")
+        await server.start()
+        return server.sent
+
+
+async def done(task: asyncio.Task[None] | None) -> None:
+    assert task is not None
+    await asyncio.wait_for(task, 5)
