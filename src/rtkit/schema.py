@@ -67,8 +67,8 @@ class Codec(Generic[T]):
                 self._decoder = msgspec.json.Decoder(type_)
             except (TypeError, NameError) as error:
                 raise DeclarationError(
-                    f"{getattr(type_, '__name__', type_)!s} cannot be a message: {error}. Use a dataclass, a msgspec Struct, "
-                    f"a TypedDict or a pydantic model whose fields have JSON types"
+                    f"{getattr(type_, '__name__', type_)!s} cannot be a message: {error}. Use a dataclass, a "
+                    f"msgspec Struct, a TypedDict or a pydantic model whose fields have JSON types"
                 ) from None
 
     def decode(self, data: bytes | Raw | UnsetType) -> T:

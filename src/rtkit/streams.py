@@ -52,9 +52,10 @@ rules. All but reading and subscribing happens without awaiting.
 2. *Hint*: ``feed.offer``. ``DELIVER``: push to the live, ``offer`` to those catching up. ``READ``: repair.
 3. *Repair*, one at a time per feed: while ``feed.wants_read``: ``since = feed.reading()``, read from there,
    ``feed.absorb(page)``, and hand out what it returned. A failed read is tried again, later.
-4. *Hand out* a :class:`Moved`: to each live member its gap, else (``epoch_changed``) the position
-   ``moved.start``; then its entries. To each that catches up ``catch.follow(moved)``; it learns of gaps by
-   reading. Whoever cannot take an entry now leaves the live set, standing where it stands.
+4. *Hand out* a :class:`Moved`. Each live member is told its gap, or else, if ``moved.start`` is set, that the
+   stream goes on at this position; then its entries. Each that catches up gets ``jumped(moved.start)`` if that
+   is set, then an ``offer`` for each entry; of gaps it learns by reading. Whoever cannot take an entry
+   now leaves the live set and stands where it stands.
 5. *Join, or resume after falling behind*: once the feed has a cursor, ``catch.begin(feed.cursor)``, from then
    on it gets what is handed out, and until it is live::
 
@@ -489,13 +490,6 @@ class CatchUp:
         """The feed had a gap or changed its epoch, and goes on at *cursor*: the buffer starts anew."""
         if self._buffer_from is not None:
             self._restart(cursor)
-
-    def follow(self, moved: Moved) -> None:
-        """The feed moved like this: :meth:`jumped` and :meth:`offer` in one."""
-        if moved.start is not None:
-            self.jumped(moved.start)
-        for entry in moved.entries:
-            self.offer(entry)
 
     def page(self, page: StreamPage) -> tuple[Sequence[Entry], Gap | None]:
         """Take a page read from :attr:`position` on: what to deliver, after what gap.

@@ -292,6 +292,8 @@ class Member:
 class ModelRoom:
     """One room on one hub: its feed and its members. Rewritten with asyncio, this is the hub's."""
 
+    forget_publications = True  # what was read before a gap is not part of the join reply
+
     def __init__(self, hub: ModelHub) -> None:
         self.hub = hub
         self.world = hub.world
@@ -395,7 +397,8 @@ class ModelRoom:
             more, lost = catch.page(page)
             if lost is not None:
                 gap = lost
-                publications.clear()
+                if self.forget_publications:
+                    publications.clear()
             publications.extend(more)
         publications.extend(entries)
         assert catch.position is not None
@@ -530,6 +533,7 @@ class World:
 
     :param page_limit: entries that a read brings at the most.
     :param window: entries that a feed holds, and that one who catches up buffers, at the most.
+    :param patience: how many times as many reads as it takes are allowed for coming to rest.
     """
 
     def __init__(
@@ -540,12 +544,16 @@ class World:
         feed: Callable[..., Feed] = Feed,
         catch: Callable[..., CatchUp] = CatchUp,
         room: Callable[[ModelHub], ModelRoom] = ModelRoom,
+        client: Callable[[ModelBroker], Client] = Client,
+        patience: int = 1,
     ) -> None:
         self.page_limit = page_limit
+        self.patience = patience
         self.room = room
         self.feed = partial(feed, max_held=window)
         self.catch = partial(catch, max_buffered=window)
         self.broker = ModelBroker()
+        self.client = partial(client, self.broker)
         self.hubs = (ModelHub(self), ModelHub(self))
         self.gone: list[Position] = []  # where clients stood when they left
         self.requests: list[Request] = []
@@ -569,7 +577,7 @@ class World:
         """Play a schedule from a world with a member on either hub, and bring it to rest."""
         self.append(1)
         for hub in self.hubs:
-            hub.join(Client(self.broker), None)
+            hub.join(self.client(), None)
         self.settle()
         for name, choice in schedule:
             getattr(self, name)(choice)
@@ -618,6 +626,18 @@ class World:
         if hub.room is not None:
             hub.room.interrupted()
 
+    def cut(self, choice: int) -> None:
+        """A hub loses all hints under way, maybe one of this very moment, and is told so."""
+        for _ in range(choice // 2 % 2):
+            self.broker.append()
+        self.hubs[choice % 2].inbox.clear()
+        self.interrupt(choice)
+
+    def pause(self, choice: int) -> None:
+        """Nothing new for a while."""
+        self.settle()
+        self.check_tops()
+
     def compare(self, choice: int) -> None:
         hub = self.hubs[choice % 2]
         if hub.room is not None and hub.room.ready.done:
@@ -643,20 +663,20 @@ class World:
 
     def join(self, choice: int) -> None:
         """Somebody new, who asks for nothing, or for the last few."""
-        self.hubs[choice % 2].join(Client(self.broker), None, rewind=choice // 2 % 5)
+        self.hubs[choice % 2].join(self.client(), None, rewind=choice // 2 % 5)
 
     def come_back(self, choice: int) -> None:
         """Somebody who left, on either hub."""
         if self.gone:
             since = self.gone[choice // 2 % len(self.gone)]
-            self.hubs[choice % 2].join(Client(self.broker), since)
+            self.hubs[choice % 2].join(self.client(), since)
 
     def claim(self, choice: int) -> None:
         """Somebody with any position, true or made up."""
         epochs = sorted(self.broker.truth, reverse=True)
         epoch = epochs[choice // 2 % 3 % len(epochs)]
         top = len(self.broker.truth[epoch])
-        client = Client(self.broker)
+        client = self.client()
         since = Position(epoch, choice // 6 % (top + 3))
         client.made_up = since.offset > top
         self.hubs[choice % 2].join(client, since)
@@ -731,7 +751,7 @@ class World:
         """Silence: within few reads everybody stands at the top."""
         kept = self.broker.top - self.broker.floor
         readers = sum(len(hub.members) + 1 for hub in self.hubs)
-        enough = self.reads + readers * (2 * kept // self.page_limit + 6)
+        enough = self.reads + self.patience * readers * (2 * kept // self.page_limit + 6)
         for hub in self.hubs:
             for member in hub.members:
                 member.congested = False
@@ -741,9 +761,7 @@ class World:
         self.settle()
         if self.reads > enough:
             raise Restless(f"{self.reads - enough} reads more than it takes")
-        for hub in self.hubs:
-            if not hub.deaf and not self.broker.silent:
-                self._check_at_top(hub)
+        self.check_tops()
         # Only who could not hear of it needs the comparison of tops.
         for hub in self.hubs:
             if hub.room is not None:
@@ -751,14 +769,20 @@ class World:
         self.settle()
         for hub in self.hubs:
             self._check_at_top(hub)
+            if hub.room is not None and set(hub.members) != set(hub.room.live):
+                raise Restless(f"{len(hub.members) - len(hub.room.live)} members are not live")
+
+    def check_tops(self) -> None:
+        """Once all is quiet, every hub that could hear of what is in the stream has it."""
+        for hub in self.hubs:
+            if not hub.deaf and not self.broker.silent:
+                self._check_at_top(hub)
 
     def _check_at_top(self, hub: ModelHub) -> None:
         if hub.room is None:
             return
         if hub.room.feed.wants_read or hub.room.cursor != self.broker.position:
             raise Restless(f"the stream stands at {self.broker.position}, but {hub.room.feed}")
-        if set(hub.members) != set(hub.room.live):
-            raise Restless(f"{len(hub.members) - len(hub.room.live)} members are not live")
 
 
 #: After these, whoever waits for something that has come has not yet gone on.
@@ -767,6 +791,18 @@ BETWEEN_TURNS = frozenset({"append", "clear", "fail_over", "hint", "respond", "s
 #: What may happen, the common more than once.
 OPERATIONS = (
     *("append", "append", "append", "hint", "hint", "hint", "take", "take", "respond", "respond", "respond"),
-    *("trim", "clear", "fail_over", "stray_hint", "double_hint", "lose_hint", "interrupt", "compare", "fail"),
-    *("turn", "turn", "join", "come_back", "claim", "leave", "congest", "fall_behind", "resume"),
+    *(
+        "trim",
+        "trim",
+        "clear",
+        "fail_over",
+        "stray_hint",
+        "double_hint",
+        "lose_hint",
+        "interrupt",
+        "cut",
+        "compare",
+        "fail",
+    ),
+    *("pause", "turn", "turn", "join", "come_back", "claim", "leave", "congest", "fall_behind", "resume"),
 )

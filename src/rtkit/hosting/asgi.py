@@ -9,7 +9,8 @@ Traps, each found with a real server or framework:
 - *A close before accept* is HTTP 403 everywhere. Another status needs the ``websocket.http.response``
   extension, and that needs a body message even for an empty body.
 - *receive() is the push-back.* uvicorn stops reading a socket after a message until ``receive()`` is called.
-  A paused connection therefore does not see the peer go away, until something is sent to it.
+  A paused connection therefore does not see the peer go away, until something is sent to it. hypercorn
+  takes in ten messages more.
   Nothing bounds a single inbound message but the server's own limit (uvicorn: ``ws_max_size``, 16 MiB).
 - *send() is not the network.* uvicorn's returns at once while its buffer is below the high-water mark
   (64 KiB) and blocks only the next one, so ``buffered`` is what waits behind that.

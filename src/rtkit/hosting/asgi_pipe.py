@@ -281,7 +281,8 @@ def _why(message: MutableMapping[str, Any]) -> tuple[int, str]:
     if not isinstance(code, int) or (code == _NO_STATUS and reason is None):
         # uvicorn says 1005 for a connection lost without a close frame; then it gives no reason either.
         code = _ABNORMAL
-    return code, reason or ("connection lost" if code == _ABNORMAL else "")
+    # int(): wsproto's codes are members of an enum.
+    return int(code), reason or ("connection lost" if code == _ABNORMAL else "")
 
 
 def _shorten(reason: str) -> str:

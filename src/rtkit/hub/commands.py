@@ -126,7 +126,8 @@ async def _connect(connection: Connection, command: Command) -> None:
         return
     data = None if isinstance(body.data, UnsetType) else loads(bytes(body.data), _any)
     try:
-        identity = await engine.authority.authenticate(connection.handshake, body.token, data)
+        async with timeout(engine.clock, engine.limits.auth_timeout):
+            identity = await engine.authority.authenticate(connection.handshake, body.token, data)
     except Reject as error:
         connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
         _close_unauthenticated(connection, error)
@@ -291,7 +292,7 @@ async def _join(
             await joining.run()
         result = await joining.complete()
         if member.left:
-            raise Reject("gone", code=codes.EXPIRED)
+            raise Reject("taken out of the room while joining")
     except BaseException:
         engine.leave(member, joined=False)
         raise
@@ -504,7 +505,7 @@ async def _call(
     if procedure.ordered:
         await respond()
     else:
-        connection.engine.spawn(answer, connection, id, respond)
+        connection.engine.work(answer, connection, id, respond)
 
 
 async def _run(

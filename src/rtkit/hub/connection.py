@@ -68,8 +68,8 @@ class Connection:
         "_pending",
         "_refreshing",
         "closing",
-        "handshake",
         "engine",
+        "handshake",
         "lagging",
         "lost_with",
         "outbox",
@@ -181,7 +181,7 @@ class Connection:
     def _enqueue(self, command: Command) -> None:
         if self._pending is None:
             self._pending = deque((command,))
-            self.engine.spawn(self._work_off)
+            self.engine.work(self._work_off)
             return
         self._pending.append(command)
         if len(self._pending) >= self.engine.limits.max_pending and not self._paused:
@@ -196,7 +196,7 @@ class Connection:
         pending = self._pending
         assert pending is not None
         try:
-            while pending and self.lost_with is None:
+            while pending and not self.closing:
                 await handle(self, pending[0])
                 pending.popleft()
                 if self._paused and len(pending) <= self.engine.limits.max_pending // 2:
@@ -360,7 +360,7 @@ class Connection:
             if units and self.transport.buffered == 0:
                 self.transport.send(units)
             self.transport.close(code, reason)
-        self._let_go()
+        self._let_go(code, reason)
 
     def lost(self, code: int, reason: str) -> None:
         """The transport is gone; called once, last."""
@@ -370,16 +370,18 @@ class Connection:
         if not self.closing:
             self.closing = True
             self.engine.counters.add("closes", "lost" if code in (1005, 1006) else "peer")
-        self._let_go()
-        self.engine.disconnected(self, code, reason)
+            self._let_go(code, reason)
+        self.engine.dropped(self)
 
-    def _let_go(self) -> None:
+    def _let_go(self, code: int, reason: str) -> None:
         for deadline in (self._auth_deadline, self._beat_deadline, self._expiry_deadline):
             if deadline is not None:
                 deadline.cancel()
         self._beat = None
         self.lagging.clear()
         self.outbox.clear()
+        # However long the peer takes to close its end, it is in no room any more.
+        self.engine.disconnected(self, code, reason)
 
     def __repr__(self) -> str:
         who = repr(self.session.identity.user) if self.session is not None else "nobody yet"

@@ -88,6 +88,7 @@ class Engine:
         self._dirty: list[Connection] = []
         self._flushing = False
         self._runs: dict[tuple[str, str, str], asyncio.Future[Any]] = {}
+        self._working: set[asyncio.Task[Any]] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -122,9 +123,16 @@ class Engine:
             connection.close(codes.DRAINING, "draining", window=Window(0.0, 1.0))
         try:
             async with timeout(self.clock, self.limits.drain_timeout):
+                while self._working:
+                    await asyncio.wait(set(self._working))
                 await self._quiet.wait()
         except TimeoutError:
-            logger.warning("%d connections did not end in time", len(self.connections))
+            logger.warning(
+                "after %s s, %d handlers and %d connections had not ended",
+                self.limits.drain_timeout,
+                len(self._working),
+                len(self.connections),
+            )
             for connection in list(self.connections):
                 connection.lost(1006, "the hub has closed")
         self.deadlines.close()
@@ -137,6 +145,12 @@ class Engine:
     def spawn(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """Run *func* in a task that nobody waits for and that dies with the hub at the latest."""
         _ = self.tasks.spawn(func, *args)
+
+    def work(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
+        """The same for commands and their handlers: a closing hub lets them end, within its deadline."""
+        task = self.tasks.spawn(func, *args)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
 
     def task(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> asyncio.Task[Any]:
         """The same, for somebody who waits."""
@@ -221,11 +235,14 @@ class Engine:
         for hook in self.hub.start_hooks:
             await hook(self._context(session))
 
-    def disconnected(self, connection: Connection, code: int, reason: str) -> None:
-        """A transport is gone, and its session with it; handlers that run go on (api 5)."""
+    def dropped(self, connection: Connection) -> None:
+        """The host has let go of the transport."""
         self.connections.discard(connection)
         if not self.connections:
             self._quiet.set()
+
+    def disconnected(self, connection: Connection, code: int, reason: str) -> None:
+        """A connection is over, and its session with it; handlers that run go on (api 5)."""
         session = connection.session
         if session is None or session.connection is not connection:
             return

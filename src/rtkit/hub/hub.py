@@ -11,10 +11,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from types import TracebackType
-from typing import Any, Generic
+from typing import Any, Generic, Self
 from urllib.parse import urlsplit
 
-from typing_extensions import Self, TypeVar
+from typing_extensions import TypeVar
 
 from ..brokers import Broker, open_url
 from ..clock import Clock
@@ -312,7 +312,8 @@ class Hub(Router[C], Generic[C]):
         return None if engine is None or engine.accepting else 1.0
 
     def __repr__(self) -> str:
-        return f"<Hub {self.node_id} {'running' if self._engine is not None else 'idle'}, {len(self.families)} families>"
+        state = "running" if self._engine is not None else "idle"
+        return f"<Hub {self.node_id} {state}, {len(self.families)} families>"
 
 
 def _version() -> str:

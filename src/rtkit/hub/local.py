@@ -20,7 +20,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from .. import codes
 from ..brokers import StreamBroker
-from ..errors import BadUnit, Unavailable
+from ..errors import BadUnit, BrokerUnavailable, Unavailable
 from ..identity import Grant
 from ..position import Gap, Position
 from ..primitives.clocks import sleep
@@ -129,7 +129,7 @@ class LocalRoom:
         self.subscribed = False
         self.reading = asyncio.Lock()
         self._gate = asyncio.Lock()
-        self._repairing: asyncio.Task[None] | None = None
+        self._repairing = False
 
     # -- what the broker hands over ----------------------------------------------------------------
 
@@ -253,36 +253,30 @@ class LocalRoom:
         return await self.stream.read(self.topic, since=since, limit=limit, history=self.family.history)
 
     def repair_soon(self) -> None:
-        """Repair without anybody waiting for it."""
-        if self.feed is not None and self._repairing is None and (self.live or self.outside):
-            self._repairing = self.engine.task(self._repair, True)
+        """Repair in the background, and do not give up while the broker is away."""
+        if not self._repairing and (self.live or self.outside):
+            self._repairing = True
+            self.engine.spawn(self._repair)
 
-    async def repair(self) -> None:
-        """Have the feed read what it wants; whoever needs that waits for the same read.
-
-        :raises Unavailable: when the broker cannot be reached.
-        """
-        if self._repairing is None:
-            self._repairing = self.engine.task(self._repair, False)
-        await asyncio.shield(self._repairing)
-        if self.feed is not None and self.feed.wants_read:
-            # That one gave up or was overtaken; one of our own, whose failure is ours to report.
-            await self._read_for_feed()
-
-    async def _repair(self, patient: bool) -> None:
-        """Read until the feed is satisfied. Ends quietly where the broker is away and nobody insists."""
-        assert self.feed is not None
+    async def _repair(self) -> None:
         try:
-            while self.feed.wants_read and (self.live or self.outside):
+            while self.live or self.outside:
                 try:
-                    await self._read_for_feed()
+                    await self.repair()
+                    return
                 except Unavailable as error:
-                    if not patient:
-                        return
                     logger.warning("room %r: repair waits for the broker: %s", self.name, error)
                     await sleep(self.engine.clock, self.engine.backoff())
         finally:
-            self._repairing = None
+            self._repairing = False
+
+    async def repair(self) -> None:
+        """Have the feed read until it is satisfied; whoever needs that at the same time shares the reads.
+
+        :raises Unavailable: when the broker cannot be reached.
+        """
+        while self.feed is not None and self.feed.wants_read:
+            await self._read_for_feed()
 
     async def _read_for_feed(self) -> None:
         feed = self.feed
@@ -293,6 +287,9 @@ class LocalRoom:
             since = feed.cursor
             page = await self.read(since, 0 if since is None else self.engine.limits.recovery_page)
             self._moved(feed.absorb(page))
+            if feed.wants_read and feed.cursor == since:
+                # A replica that lags, say: reading on at once would spin.
+                raise BrokerUnavailable(f"room {self.name!r}: the stream does not yet have what was announced")
 
     def _extend(self, page: StreamPage) -> None:
         """A member's page may show what comes next for everybody."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, cast, get_args, overload
 from weakref import WeakSet
 
 from typing_extensions import TypeVar as DefaultTypeVar
@@ -55,6 +55,15 @@ def must_be_async(func: F, what: str) -> F:
         f"{what} {name} must be `async def`: a plain function would block every connection of this process. "
         f"Make it async, and run what blocks with `await anyio.to_thread.run_sync(…)`"
     )
+
+
+class RoomOptions(TypedDict, Generic[C], total=False):
+    """What :meth:`Router.rooms` takes besides the types; see there."""
+
+    grant: Grant | None
+    history: History | None
+    overflow: Overflow | None
+    auto_join: Callable[[Identity[C]], Iterable[str]] | None
 
 
 class Procedure:
@@ -188,20 +197,50 @@ class Router(Generic[C]):
         self._parents: WeakSet[Router[Any]] = WeakSet()
         self._compiled: Table | None = None
 
-    # fmt: off
     @overload
-    def rooms(self, pattern: str, *, publishes: tuple[type[T1], type[T2]], grant: Grant | None = None, history: History | None = None, overflow: Overflow | None = None, auto_join: Callable[[Identity[C]], Iterable[str]] | None = None) -> Rooms[C, T1 | T2]: ...
+    def rooms(
+        self,
+        pattern: str,
+        *,
+        publishes: tuple[type[T1], type[T2]],
+        **options: Unpack[RoomOptions[C]],
+    ) -> Rooms[C, T1 | T2]: ...
     @overload
-    def rooms(self, pattern: str, *, publishes: tuple[type[T1], type[T2], type[T3]], grant: Grant | None = None, history: History | None = None, overflow: Overflow | None = None, auto_join: Callable[[Identity[C]], Iterable[str]] | None = None) -> Rooms[C, T1 | T2 | T3]: ...
+    def rooms(
+        self,
+        pattern: str,
+        *,
+        publishes: tuple[type[T1], type[T2], type[T3]],
+        **options: Unpack[RoomOptions[C]],
+    ) -> Rooms[C, T1 | T2 | T3]: ...
     @overload
-    def rooms(self, pattern: str, *, publishes: tuple[type[T1], type[T2], type[T3], type[T4]], grant: Grant | None = None, history: History | None = None, overflow: Overflow | None = None, auto_join: Callable[[Identity[C]], Iterable[str]] | None = None) -> Rooms[C, T1 | T2 | T3 | T4]: ...
+    def rooms(
+        self,
+        pattern: str,
+        *,
+        publishes: tuple[type[T1], type[T2], type[T3], type[T4]],
+        **options: Unpack[RoomOptions[C]],
+    ) -> Rooms[C, T1 | T2 | T3 | T4]: ...
     @overload
-    def rooms(self, pattern: str, *, publishes: tuple[type[T1], type[T2], type[T3], type[T4], type[T5]], grant: Grant | None = None, history: History | None = None, overflow: Overflow | None = None, auto_join: Callable[[Identity[C]], Iterable[str]] | None = None) -> Rooms[C, T1 | T2 | T3 | T4 | T5]: ...
+    def rooms(
+        self,
+        pattern: str,
+        *,
+        publishes: tuple[type[T1], type[T2], type[T3], type[T4], type[T5]],
+        **options: Unpack[RoomOptions[C]],
+    ) -> Rooms[C, T1 | T2 | T3 | T4 | T5]: ...
     @overload
-    def rooms(self, pattern: str, *, publishes: tuple[type[T1], type[T2], type[T3], type[T4], type[T5], type[T6]], grant: Grant | None = None, history: History | None = None, overflow: Overflow | None = None, auto_join: Callable[[Identity[C]], Iterable[str]] | None = None) -> Rooms[C, T1 | T2 | T3 | T4 | T5 | T6]: ...
+    def rooms(
+        self,
+        pattern: str,
+        *,
+        publishes: tuple[type[T1], type[T2], type[T3], type[T4], type[T5], type[T6]],
+        **options: Unpack[RoomOptions[C]],
+    ) -> Rooms[C, T1 | T2 | T3 | T4 | T5 | T6]: ...
     @overload
-    def rooms(self, pattern: str, *, publishes: type[T1], grant: Grant | None = None, history: History | None = None, overflow: Overflow | None = None, auto_join: Callable[[Identity[C]], Iterable[str]] | None = None) -> Rooms[C, T1]: ...
-    # fmt: on
+    def rooms(
+        self, pattern: str, *, publishes: type[T1], **options: Unpack[RoomOptions[C]]
+    ) -> Rooms[C, T1]: ...
     def rooms(
         self,
         pattern: str,
@@ -326,7 +365,7 @@ class Router(Generic[C]):
 
     def table(self) -> Table:
         """The declarations of this router and all below it, compiled."""
-        from .table import Table  # noqa: PLC0415 - the table is made of routers
+        from .table import Table
 
         if self._compiled is None:
             self._compiled = Table(self)

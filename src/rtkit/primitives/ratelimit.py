@@ -1,14 +1,15 @@
 """A token bucket: *rate* tokens a second, at most *burst* of them saved up (F1). State only, no clock.
 
 Promise: whatever the moments of asking, what :meth:`TokenBucket.take` grants within any stretch of t
-seconds is at most ``burst + rate * (t + 1e-6)``.
+seconds is at most ``burst + rate * (t + 1e-6)``, to the precision of floats.
 
 - The bucket starts full. Tokens flow in by the time that passed since the latest *now* ever seen; a
   clock that goes back brings nothing, nor does the way forward again until it passes that moment.
 - A refusal takes nothing and names the wait. After exactly that wait the tokens are there: rounding
   could leave a hair missing, and a caller who then waits for the hair never gets anywhere, because
   adding it to a large clock reading changes nothing. So what is missing by less than the flow of a
-  microsecond is granted, and booked as debt, which keeps it from adding up.
+  microsecond, or by less than a full bucket's rounding, is granted, and booked as debt, which keeps
+  it from adding up.
 - :meth:`TokenBucket.force` takes even what is not there. For what has already happened (bytes that
   were read): the debt is waited off before the next.
 """
@@ -23,6 +24,9 @@ __all__ = ["Rate", "TokenBucket", "TokenBucketStatistics"]
 
 _HAIR: Final = 1e-6
 """Seconds of flow that may be missing, see above."""
+
+_ROUNDING: Final = 1e-12
+"""The share of a full bucket that may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class TokenBucket:
         if amount > self._burst:
             return math.inf
         missing = amount - self._tokens
-        return 0.0 if missing <= self._rate * _HAIR else missing / self._rate
+        return 0.0 if missing <= self._rate * _HAIR + self._burst * _ROUNDING else missing / self._rate
 
     def force(self, amount: float, now: float) -> float:
         """Take *amount* whether it is there or not; return the seconds until the debt is gone, or 0.0.

@@ -32,9 +32,9 @@ class Receiver(Protocol):
 
 
 class TextReceiver(Protocol):
-    """The same for text."""
+    """The same for one that takes text as well, as an attached socket does."""
 
-    def send_nowait(self, data: str, /) -> object:
+    def send_nowait(self, data: bytes | str, /) -> object:
         """Take *data* without waiting. Return False for "dropped"; anything else counts as taken."""
         ...
 
@@ -213,7 +213,9 @@ class RoomRegistry(Generic[M]):
     @overload
     def broadcast(self: RoomRegistry[R], room: str, data: bytes, *, exclude: R | None = None) -> int: ...
     @overload
-    def broadcast(self: RoomRegistry[TR], room: str, data: str, *, exclude: TR | None = None) -> int: ...
+    def broadcast(
+        self: RoomRegistry[TR], room: str, data: bytes | str, *, exclude: TR | None = None
+    ) -> int: ...
     def broadcast(self: RoomRegistry[Any], room: str, data: bytes | str, *, exclude: object = None) -> int:
         """Hand *data* to every member of *room* but *exclude*. Never waits; one member cannot harm another.
 

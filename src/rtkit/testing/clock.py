@@ -204,7 +204,9 @@ class ManualClock:
                     return
         finally:
             _settling[loop] -= 1
-        raise RuntimeError(f"the loop did not come to rest in {_MAX_TURNS} turns, something spins: {list(ready)[:3]!r}")
+        raise RuntimeError(
+            f"the loop did not come to rest in {_MAX_TURNS} turns, something spins: {list(ready)[:3]!r}"
+        )
 
     # -- looking at it
 

@@ -187,9 +187,8 @@ async def test_nested_the_outer_one_fires(clock: ManualClock) -> None:
 
     async def body() -> str:
         try:
-            async with timeout(clock, 5):
-                async with inner:
-                    await sleep(clock, 20)
+            async with timeout(clock, 5), inner:
+                await sleep(clock, 20)
         except TimeoutError:
             return "outer"
         return "none"

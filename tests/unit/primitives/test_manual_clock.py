@@ -134,7 +134,7 @@ async def test_settle_gives_up_on_a_spinning_task() -> None:
     clock = ManualClock()
 
     async def spin() -> None:
-        while True:
+        while True:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     task = asyncio.create_task(spin())

@@ -107,7 +107,8 @@ def test_recover_makes_the_lane_lag() -> None:
     spill = outbox.push("a", b"12", "recover", mark=3)
     assert spill == Spill(queued=False, lagging=True)
     assert outbox.push("a", b"1", "recover", mark=4) == Spill(queued=False, lagging=True)  # though it fits
-    assert outbox.lags("a") and not outbox.lags("b")
+    assert outbox.lags("a")
+    assert not outbox.lags("b")
     assert outbox.lagging == {"a"}
     assert outbox.push("b", b"1", "recover") is None
     assert everything(outbox) == [b"12345", b"1234", b"1"]
@@ -194,7 +195,8 @@ def test_an_entry_larger_than_the_limit() -> None:
         outbox = box(3)
         spill = outbox.push("a", b"1234", policy, key="k")
         assert spill is not None
-        assert not spill.queued and not spill.lagging
+        assert not spill.queued
+        assert not spill.lagging
         assert spill.overflow == (policy != "drop_newest")
 
 

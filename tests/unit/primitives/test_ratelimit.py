@@ -101,7 +101,7 @@ def test_never_more_than_burst_and_flow_in_any_window(
     """Whatever the moments, with a clock that may go back; amounts are shares of the burst."""
     bucket = TokenBucket(rate, burst)
     granted: list[tuple[float, float]] = []
-    now = latest = start
+    now, latest = start, -math.inf  # the latest moment it was asked at
     for step, share in steps:
         now += step
         latest = max(latest, now)

@@ -38,7 +38,8 @@ def test_join_and_leave(registry: RoomRegistry[Member]) -> None:
     registry.join(ann, "b")
     assert registry.members("a") == (ann, bob)
     assert registry.rooms(ann) == ("a", "b")
-    assert "a" in registry and "c" not in registry
+    assert "a" in registry
+    assert "c" not in registry
     assert len(registry) == 2
     assert registry.count("a") == 2
     assert registry.count("c") == 0

@@ -76,7 +76,9 @@ async def test_a_failure_is_logged_once_and_handed_on(
     clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[tuple[str, str]] = []
-    tasks = Tasks(name="feed", on_error=lambda exc, task: seen.append((repr(exc), task.get_name())), clock=clock)
+    tasks = Tasks(
+        name="feed", on_error=lambda exc, task: seen.append((repr(exc), task.get_name())), clock=clock
+    )
     _ = tasks.spawn(fail, "x")
     await clock.settle()
     assert seen == [("KeyError('x')", "feed: fail")]
@@ -126,8 +128,10 @@ async def test_aclose_cancels_waits_and_is_idempotent(
     assert task.cancelled()
     assert not closing.done()
     await clock.advance(0.1)
-    assert closing.done() and again.done()
-    assert slow.done() and not slow.cancelled()
+    assert closing.done()
+    assert again.done()
+    assert slow.done()
+    assert not slow.cancelled()
     await tasks.aclose()
     assert caplog.records == []
     assert tasks.statistics().closed
@@ -167,7 +171,8 @@ async def test_a_cancelled_aclose_can_be_called_again(clock: ManualClock) -> Non
     again = asyncio.create_task(tasks.aclose(timeout=None))
     await clock.advance(3)
     assert again.done()
-    assert slow.done() and not slow.cancelled()
+    assert slow.done()
+    assert not slow.cancelled()
 
 
 async def test_a_task_may_close_its_owner(clock: ManualClock) -> None:
