@@ -223,7 +223,7 @@ class Moved:
 
     gap: Gap | None = None
     epoch_changed: bool = False
-    entries: Sequence[Entry] = ()
+    entries: tuple[Entry, ...] = ()
     start: Position | None = None
 
     def __bool__(self) -> bool:
@@ -337,7 +337,7 @@ class Feed:
         self._unread = self._doubted or page.top > self.cursor.offset
         self._doubted, self._asked = False, self.cursor
         self._turn += 1
-        return Moved(gap, changed, entries, Position(page.epoch, start) if gap or changed else None)
+        return Moved(gap, changed, tuple(entries), Position(page.epoch, start) if gap or changed else None)
 
     def extend(self, page: StreamPage) -> Moved:
         """Learn from a page that was read for a member: it may show what is next, never a gap."""
@@ -354,7 +354,7 @@ class Feed:
         entries.extend(self._release())
         if page.top > self.cursor.offset:
             self._doubted = True
-        return Moved(entries=entries)
+        return Moved(entries=tuple(entries))
 
     def _unanswered(self) -> Moved:
         self._asked, self._unread = self.cursor, True
@@ -491,7 +491,7 @@ class CatchUp:
         if self._buffer_from is not None:
             self._restart(cursor)
 
-    def page(self, page: StreamPage) -> tuple[Sequence[Entry], Gap | None]:
+    def page(self, page: StreamPage) -> tuple[tuple[Entry, ...], Gap | None]:
         """Take a page read from :attr:`position` on: what to deliver, after what gap.
 
         A joiner that cannot be continued gets no entries, stands at the top, and its gap reaches up to
@@ -507,7 +507,7 @@ class CatchUp:
         forgiven, self.forgiving = self.forgiving, False  # from here on it stands where it has been
         self._confirmed = True
         if page.lost is None or forgiven:
-            entries = [entry for entry in page.entries if entry.offset > start]
+            entries = tuple(entry for entry in page.entries if entry.offset > start)
             self.position = Position(page.epoch, entries[-1].offset if entries else start)
             return entries, None
         gap = _gap(before, page)
@@ -525,7 +525,7 @@ class CatchUp:
         self.position = page.position
         return (), self._gap
 
-    def meet(self, cursor: Position) -> tuple[Meeting, Sequence[Entry]]:
+    def meet(self, cursor: Position) -> tuple[Meeting, tuple[Entry, ...]]:
         """Try to meet the node's *cursor*; on ``LIVE`` the entries are the last to deliver outside."""
         position, begin = self.position, self._buffer_from
         if position is None or begin is None:
@@ -541,14 +541,14 @@ class CatchUp:
             return Meeting.READ, ()
         if begin.offset > position.offset:
             return Meeting.READ, ()
-        return self._go_live(cursor, [entry for entry in self._buffer if entry.offset > position.offset])
+        return self._go_live(cursor, tuple(entry for entry in self._buffer if entry.offset > position.offset))
 
     def _restart(self, at: Position) -> None:
         self._buffer.clear()
         self._buffer_size = 0
         self._buffer_from = at
 
-    def _go_live(self, cursor: Position, entries: Sequence[Entry]) -> tuple[Meeting, Sequence[Entry]]:
+    def _go_live(self, cursor: Position, entries: tuple[Entry, ...]) -> tuple[Meeting, tuple[Entry, ...]]:
         self.position = cursor
         self._buffer.clear()
         self._buffer_size = 0

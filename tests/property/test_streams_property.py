@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +75,7 @@ def test_the_schedules_get_everywhere() -> None:
             super().told_position(position)
 
     class Meets(CatchUp):
-        def meet(self, cursor: Position) -> tuple[Meeting, Sequence[Entry]]:
+        def meet(self, cursor: Position) -> tuple[Meeting, tuple[Entry, ...]]:
             meeting, entries = super().meet(cursor)
             met["joining" if self.joining else "resuming", meeting.value, bool(entries)] += 1
             return meeting, entries
@@ -142,7 +142,7 @@ def test_a_careless_driver_deceives_nobody(
 class SkipsOne(CatchUp):
     """A page is taken from one entry too far."""
 
-    def page(self, page: StreamPage) -> tuple[Sequence[Entry], Gap | None]:
+    def page(self, page: StreamPage) -> tuple[tuple[Entry, ...], Gap | None]:
         entries, gap = super().page(page)
         return entries[1:], gap
 
@@ -150,7 +150,7 @@ class SkipsOne(CatchUp):
 class HistoryFirst(CatchUp):
     """History is read, then the member goes live; what came between is forgotten."""
 
-    def meet(self, cursor: Position) -> tuple[Meeting, Sequence[Entry]]:
+    def meet(self, cursor: Position) -> tuple[Meeting, tuple[Entry, ...]]:
         if self._confirmed and self.position is not None and self.position.epoch == cursor.epoch:
             return self._go_live(cursor, ())
         return super().meet(cursor)
@@ -168,7 +168,7 @@ class IgnoresOverflow(CatchUp):
 class AlwaysForgives(CatchUp):
     """A rewind forgives what is trimmed between its pages, too."""
 
-    def page(self, page: StreamPage) -> tuple[Sequence[Entry], Gap | None]:
+    def page(self, page: StreamPage) -> tuple[tuple[Entry, ...], Gap | None]:
         forgiving = self.forgiving
         try:
             return super().page(page)
@@ -179,7 +179,7 @@ class AlwaysForgives(CatchUp):
 class ForgetsWhereItCameIn(CatchUp):
     """A joiner's gap begins where its last page ended, although those pages are thrown away."""
 
-    def page(self, page: StreamPage) -> tuple[Sequence[Entry], Gap | None]:
+    def page(self, page: StreamPage) -> tuple[tuple[Entry, ...], Gap | None]:
         self._since = self._gap = None
         return super().page(page)
 
@@ -187,7 +187,7 @@ class ForgetsWhereItCameIn(CatchUp):
 class GoesLiveAhead(CatchUp):
     """A member that knows more than its node goes live and waits for the node to come along."""
 
-    def meet(self, cursor: Position) -> tuple[Meeting, Sequence[Entry]]:
+    def meet(self, cursor: Position) -> tuple[Meeting, tuple[Entry, ...]]:
         position = self.position
         if position is not None and position.epoch == cursor.epoch and position.offset > cursor.offset:
             return Meeting.LIVE, ()
@@ -197,7 +197,7 @@ class GoesLiveAhead(CatchUp):
 class GoesToTheCursor(CatchUp):
     """A position that cannot be continued is taken for one that has nothing to catch up."""
 
-    def page(self, page: StreamPage) -> tuple[Sequence[Entry], Gap | None]:
+    def page(self, page: StreamPage) -> tuple[tuple[Entry, ...], Gap | None]:
         return super().page(replace(page, lost=None, start=page.top, entries=()) if page.lost else page)
 
 

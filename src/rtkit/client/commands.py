@@ -27,6 +27,7 @@ import math
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Container, Iterator
+from typing import Final
 
 from ..errors import QueueFull
 from ..wire import Command, HistoryCommand, Publish, Reply, Rpc, dumps
@@ -35,6 +36,10 @@ __all__ = ["NO_ROOM", "Outbox", "Sending"]
 
 #: The lane of commands that belong to no room; no room has this name.
 NO_ROOM = ""
+
+#: Seconds by which rounding may make a timer early. Without it, who waits for an expiry would wait again
+#: for a moment that adding to the clock's reading cannot express.
+_HAIR: Final = 1e-6
 
 
 class Sending:
@@ -200,7 +205,8 @@ class Outbox:
         """Commands that were written too long ago to be written again; they are gone from here."""
         if not self._suspects:
             return []
-        old = [s for s in self._suspects if s.first_written is not None and boottime - s.first_written > self.resend_within]
+        limit = boottime - self.resend_within + _HAIR
+        old = [s for s in self._suspects if s.first_written is not None and s.first_written <= limit]
         for sending in old:
             self._take_out(sending)
             self.bytes -= sending.size

@@ -91,7 +91,7 @@ class RoomState:
     """
 
     __slots__ = (
-        "_asked",
+        "_asked_from",
         "_handed",
         "_lossy",
         "_muting",
@@ -141,7 +141,7 @@ class RoomState:
         self.forgotten = False
         """The server cannot recover from ``at`` and said so with an error: join without it, then tell a gap."""
         self._queue: deque[Item] = deque()
-        self._asked = False
+        self._asked_from: Position | None = None
         self._muting = False
         self.received = self.duplicates = self.echoes = self.gaps = 0
         self.dropped = self.ignored = self.pauses = self.joins = 0
@@ -161,12 +161,12 @@ class RoomState:
         """The command to join with; from now on only its reply counts."""
         self.phase = Phase.ASKED
         self._muting = muted
-        self._asked = self.at is not None and not muted
+        self._asked_from = self.at
         body = Subscribe(self.channel, data=self.data)
-        if self.at is not None and self._asked and not self.forgotten:
+        if self.at is None:
+            body.rewind = 0 if muted else self.rewind
+        elif not muted and not self.forgotten:
             body.recover, body.epoch, body.offset = True, self.at.epoch, self.at.offset
-        elif self.at is None:
-            body.rewind = self.rewind
         return body
 
     def standing(self) -> SubRequest:
@@ -175,13 +175,25 @@ class RoomState:
             return SubRequest()
         return SubRequest(True, self.at.epoch, self.at.offset)
 
+    @property
+    def can_stand(self) -> bool:
+        """Whether the connect command may recover this room: not while its queue is too full for that."""
+        return self.phase is Phase.OUT and not self.forgotten
+
+    @property
+    def has_data(self) -> bool:
+        """Whether joins carry data."""
+        return not isinstance(self.data, UnsetType)
+
     def accept(self, result: SubscribeResult) -> Do:
         """The reply to the join that was asked for."""
         if self.phase is not Phase.ASKED:
             return Do.NOTHING
         if self._muting:
             return self._accept_muted()
-        return self._accept(result, self._asked)
+        if self.at != self._asked_from:
+            return Do.REJOIN  # it was moved meanwhile: the answer is to another question
+        return self._accept(result, self.at is not None)
 
     def adopt(self, result: SubscribeResult, *, asked: bool) -> Do:
         """The server put us into the room by itself.
@@ -192,7 +204,7 @@ class RoomState:
             return self._accept_muted()
         if self.phase is not Phase.OUT:
             return Do.NOTHING
-        if not self.joins and (self.rewind or not isinstance(self.data, UnsetType)):
+        if not self.joins and (self.rewind or self.has_data):
             return Do.REJOIN  # the application asked for a join of its own making
         return self._accept(result, asked)
 
@@ -335,9 +347,10 @@ class RoomState:
     # -- going out ---------------------------------------------------------------------------------
 
     def step_out(self) -> None:
-        """The room is being left, to be joined again."""
+        """The room is being left, to be joined again; if it was to be joined deaf, it stays paused."""
         if self.phase is not Phase.ENDED:
-            self.phase = Phase.OUT
+            muted = self.phase is Phase.ASKED and self._muting
+            self.phase = Phase.PAUSED if muted else Phase.OUT
 
     def pause(self, *, stay: bool) -> None:
         """The queue is full: be deaf until half of it is drained.
@@ -373,6 +386,11 @@ class RoomState:
     def full(self) -> bool:
         """No more room for the application's unread items."""
         return len(self._queue) >= self.max_queue
+
+    @property
+    def is_in(self) -> bool:
+        """Whether the server has us in: commands may be sent."""
+        return self.phase in (Phase.IN, Phase.MUTED)
 
     @property
     def resumable(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import ssl as _ssl
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from .options import without_secrets
 from .transport import DialFailed, WireClosed
 
 if TYPE_CHECKING:
-    from websockets.asyncio.client import ClientConnection
+    from websockets.asyncio.client import ClientConnection, connect
     from websockets.exceptions import ConnectionClosed
     from websockets.http11 import Response
 
@@ -116,18 +117,11 @@ class WebSocketDialer:
 
     async def dial(self, url: str, headers: Mapping[str, str]) -> WebSocketWire:
         """See :meth:`Dialer.dial`."""
-        from websockets.asyncio.client import connect
         from websockets.exceptions import InvalidHandshake, InvalidProxy, InvalidStatus, SecurityError
-
-        class Connect(connect):
-            """Without redirects: the token would be shown to wherever they lead."""
-
-            def process_redirect(self, exc: Exception) -> Exception | str:
-                return exc
 
         options: dict[str, Any] = {} if self._ssl is None else {"ssl": self._ssl}
         try:
-            connection = await Connect(
+            connection = await _connector()(
                 url,
                 additional_headers=dict(headers),
                 user_agent_header=None if any(h.lower() == "user-agent" for h in headers) else _user_agent(),
@@ -185,6 +179,19 @@ class WebSocketDialer:
 
     def __repr__(self) -> str:
         return f"WebSocketDialer(max_size={self._max_size})"
+
+
+@functools.cache
+def _connector() -> type[connect]:
+    from websockets.asyncio.client import connect
+
+    class Connect(connect):
+        """Without redirects: the token would be shown to wherever they lead."""
+
+        def process_redirect(self, exc: Exception) -> Exception | str:
+            return exc
+
+    return Connect
 
 
 def _user_agent() -> str:

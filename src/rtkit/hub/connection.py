@@ -30,7 +30,8 @@ from ..wire import (
     dumps,
     split,
 )
-from .commands import handle, refresh
+from .commands import handle
+from .greeting import refresh
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -30,11 +30,12 @@ from ..publisher import topic_of
 from ..streams import StreamPage
 from ..wire import Envelope, Publication, Window, dumps
 from .authority import Authority
-from .commands import refresh_push
 from .connection import Connection
 from .context import Context
+from .greeting import refresh_push
 from .handle import Room
-from .local import LocalRoom, Member, publication, unsubscribe_unit
+from .local import LocalRoom, Member
+from .prepared import publication, unsubscribe_unit
 from .session import Session
 from .table import Family, Table
 

@@ -1,11 +1,8 @@
 """One room on one node: its feed, its members, and everything that brings the two together (H2–H5, H10).
 
-The pure arithmetic is in :mod:`rtkit.streams`; this module performs what it decides. Its duties:
-
-- live members get every entry the feed delivers, in one loop that awaits nothing (H5);
-- members outside (joining, or lagging behind) are offered the same entries, and read pages until they meet
-  the cursor; a page read for a member may extend the feed, only the room's own reads repair it;
-- at most one repair runs at a time, and everybody who needs one waits for the same.
+The pure arithmetic is in :mod:`rtkit.streams`, which also numbers the duties of whoever performs what it
+decides; that is this module. Live members get every entry in one loop that awaits nothing (H5); members
+*outside* (joining, or lagging behind) are offered the same entries, and read pages until they meet the cursor.
 """
 
 from __future__ import annotations
@@ -13,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import Raw
 
 from .. import codes
 from ..brokers import StreamBroker
@@ -27,68 +24,28 @@ from ..primitives.clocks import sleep
 from ..publisher import topic_of
 from ..streams import CatchUp, Entry, Feed, Meeting, Moved, StreamPage, Verdict
 from ..wire import (
-    ClientInfo,
     Envelope,
     GapBody,
     Kind,
     PositionPush,
-    Publication,
     Push,
     Reply,
     SignalBody,
-    SubscribeResult,
-    UnsubscribePush,
     dumps,
 )
+from .prepared import Prepared
 from .table import Family
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .session import Session
 
-__all__ = ["Joining", "LocalRoom", "Member"]
+__all__ = ["LocalRoom", "Member"]
 
 logger = logging.getLogger("rtkit.hub")
 
-#: Bytes of publications in one subscribe reply; the rest of a long recovery follows as pushes.
-REPLY_BYTES = 256 * 1024
 #: Messages buffered for a joiner of a room without history, while its ``on_join`` hook runs.
 JOIN_BUFFER = 256
-
-
-class Prepared:
-    """One publication on its way to many members: encoded once for each form somebody needs (W2)."""
-
-    __slots__ = ("_base", "_rt", "channel", "envelope", "offset")
-
-    def __init__(self, channel: str, envelope: Envelope, offset: int) -> None:
-        self.channel = channel
-        self.envelope = envelope
-        self.offset = offset
-        self._base: bytes | None = None
-        self._rt: bytes | None = None
-
-    def unit(self, rt: bool) -> bytes:
-        """The push unit, for rtkit's own clients or for any."""
-        if rt:
-            if self._rt is None:
-                self._rt = self._encode(True)
-            return self._rt
-        if self._base is None:
-            self._base = self._encode(False)
-        return self._base
-
-    def _encode(self, rt: bool) -> bytes:
-        return dumps(Reply(push=Push(channel=self.channel, pub=publication(self.envelope, self.offset, rt))))
-
-
-def publication(envelope: Envelope, offset: int, rt: bool) -> Publication:
-    """A message as the wire shows it; ``time`` is rtkit's own addition."""
-    info = ClientInfo(envelope.user, envelope.client) if envelope.user else None
-    found = Publication(envelope.data, offset, info)
-    if rt:
-        found.time = envelope.time
-    return found
 
 
 class Member:
@@ -127,7 +84,7 @@ class LocalRoom:
         self.live: dict[Member, None] = {}
         self.outside: dict[Member, None] = {}
         self.subscribed = False
-        self.reading = asyncio.Lock()
+        self._reading = asyncio.Lock()
         self._gate = asyncio.Lock()
         self._repairing = False
 
@@ -273,57 +230,57 @@ class LocalRoom:
     async def repair(self) -> None:
         """Have the feed read until it is satisfied; whoever needs that at the same time shares the reads.
 
-        :raises Unavailable: when the broker cannot be reached.
+        :raises Unavailable: when the broker cannot be reached, or does not show what it has announced.
         """
-        while self.feed is not None and self.feed.wants_read:
-            await self._read_for_feed()
-
-    async def _read_for_feed(self) -> None:
-        feed = self.feed
-        assert feed is not None
-        async with self.reading:
-            if not feed.wants_read:
-                return
-            since = feed.cursor
-            page = await self.read(since, 0 if since is None else self.engine.limits.recovery_page)
-            self._moved(feed.absorb(page))
-            if feed.wants_read and feed.cursor == since:
-                # A replica that lags, say: reading on at once would spin.
-                raise BrokerUnavailable(f"room {self.name!r}: the stream does not yet have what was announced")
+        in_vain = 0
+        while (feed := self.feed) is not None and feed.wants_read:
+            async with self._reading:
+                if feed is not self.feed or not feed.wants_read:
+                    continue
+                since = feed.reading()
+                page = await self.read(since, 0 if since is None else self.engine.limits.recovery_page)
+                if feed is not self.feed:
+                    continue
+                self._hand_out(feed.absorb(page))
+            in_vain = in_vain + 1 if feed.cursor == since else 0
+            if in_vain > 3:
+                # A replica that lags, say: to read on at once would spin.
+                raise BrokerUnavailable(
+                    f"room {self.name!r}: the stream does not yet have what was announced"
+                )
 
     def _extend(self, page: StreamPage) -> None:
-        """A member's page may show what comes next for everybody."""
+        """A page read for a member may show what comes next for everybody."""
         if self.feed is not None:
-            self._moved(self.feed.extend(page))
+            self._hand_out(self.feed.extend(page))
+            if self.feed.wants_read:
+                self.repair_soon()
 
-    def _moved(self, moved: Moved) -> None:
-        if not moved or self.feed is None or self.feed.cursor is None:
-            return
-        cursor = self.feed.cursor
-        if moved.gap is not None or moved.epoch_changed:
-            begin = moved.entries[0].offset - 1 if moved.entries else cursor.offset
+    def _hand_out(self, moved: Moved) -> None:
+        """What a page taught the feed: to live members the gap, or the new epoch, then the entries."""
+        if moved.start is not None:
             for member in self.outside:
                 if member.outside is not None:
-                    member.outside.jumped(Position(cursor.epoch, begin))
+                    member.outside.jumped(moved.start)
             for member in list(self.live):
-                self._tell(member, moved.gap, Position(cursor.epoch, begin) if moved.epoch_changed else None)
+                self._tell(member, moved.gap, moved.start)
         for entry in moved.entries:
             self._deliver(entry)
 
-    def _tell(self, member: Member, gap: Gap | None, position: Position | None) -> None:
-        """Tell one member what it cannot get, and where its stream goes on (H3, H10)."""
+    def _tell(self, member: Member, gap: Gap | None, start: Position) -> None:
+        """Tell one member what it cannot get, or else where its stream goes on in a new epoch (H3, H10)."""
         connection = member.session.connection
         if connection is None:
             return
         if gap is not None:
             self.engine.counters.add("gaps", gap.reason)
         if connection.rt:
+            push = Push(channel=self.name)
             if gap is not None:
-                body = GapBody(start=gap.start, end=gap.end, epoch=gap.epoch, reason=gap.reason)
-                connection.control(dumps(Reply(push=Push(channel=self.name, gap=body))))
-            if position is not None:
-                where = PositionPush(epoch=position.epoch, offset=position.offset)
-                connection.control(dumps(Reply(push=Push(channel=self.name, position=where))))
+                push.gap = GapBody(start=gap.start, end=gap.end, epoch=gap.epoch, reason=gap.reason)
+            else:
+                push.position = PositionPush(epoch=start.epoch, offset=start.offset)
+            connection.control(dumps(Reply(push=push)))
         elif member.server_side:
             connection.close(codes.CONTINUITY_LOST, "continuity lost")
         else:
@@ -387,16 +344,18 @@ class LocalRoom:
                     self.live[member] = None
                 return
             if meeting is Meeting.REPAIR:
+                self.feed.doubt()
                 await self.repair()
-            assert catch.position is not None
-            page = await self.read(catch.position, self.engine.limits.recovery_page)
+                continue
+            before = catch.position
+            page = await self.read(before, self.engine.limits.recovery_page)
             if member.left:
                 return
             self._extend(page)
-            epoch = catch.position.epoch
             entries, gap = catch.page(page)
-            if gap is not None or page.epoch != epoch:
-                self._tell(member, gap, Position(page.epoch, page.start) if page.epoch != epoch else None)
+            assert before is not None and catch.position is not None
+            if gap is not None or catch.position.epoch != before.epoch:
+                self._tell(member, gap, Position(page.epoch, page.start))
             if not self._push_all(member, catch, entries):
                 return
 
@@ -421,149 +380,3 @@ class LocalRoom:
 
     def __repr__(self) -> str:
         return f"<LocalRoom {self.name!r}: {len(self.live)} live, {len(self.outside)} outside>"
-
-
-class Joining:
-    """One member on its way in.
-
-    :meth:`run` does all that has to be awaited; :meth:`finish` then goes live and makes the reply, without
-    awaiting anything, so that nothing can be published between the two.
-
-    :param since: the position to recover from.
-    :param rewind: begin this many messages back instead (H8).
-    :param hook: returns the join data as JSON; runs after buffering has begun.
-    """
-
-    def __init__(
-        self,
-        member: Member,
-        *,
-        since: Position | None,
-        rewind: int,
-        hook: Callable[[], Awaitable[Raw | UnsetType]] | None,
-    ) -> None:
-        self.member = member
-        self.room = member.room
-        self.since = since
-        self.rewind = rewind if since is None else 0
-        self._hook = hook
-        self._data: Raw | UnsetType = UNSET
-        self._entries: list[Entry] = []
-        self._size = 0
-        self._gap: Gap | None = None
-        self._wants: Meeting | None = None
-
-    async def run(self) -> None:
-        """Subscribe, begin to buffer, run the hook, and read what was missed.
-
-        :raises Unavailable: when the broker cannot be reached.
-        :raises Reject: from the hook.
-        """
-        room, member = self.room, self.member
-        room.outside[member] = None
-        await room.open()
-        feed = room.feed
-        if feed is not None:
-            assert feed.cursor is not None
-            since, forgiving = self.since, False
-            if self.rewind:
-                since, forgiving = Position(feed.cursor.epoch, max(0, feed.cursor.offset - self.rewind)), True
-            member.outside = CatchUp(since, joining=True, forgiving=forgiving)
-            member.outside.begin(feed.cursor)
-        if self._hook is not None:
-            self._data = await self._hook()
-        if member.outside is not None and (self.since is not None or self.rewind):
-            await self._read()
-
-    async def _read(self) -> None:
-        catch = self.member.outside
-        assert catch is not None
-        page = await self.room.read(catch.position, self.room.engine.limits.recovery_page)
-        self.room._extend(page)
-        entries, gap = catch.page(page)
-        if gap is not None:
-            # What was gathered before does not connect any more: the member begins at the top.
-            self._entries.clear()
-            start = self.since.offset if self.since is not None and gap.reason == "trimmed" else gap.start
-            self._gap = Gap(min(start, gap.end), gap.end, gap.epoch, gap.reason)
-        self._gather(entries)
-
-    def _gather(self, entries: Sequence[Entry]) -> None:
-        self._entries.extend(entries)
-        self._size += sum(len(entry.payload) for entry in entries)
-
-    def finish(self) -> SubscribeResult | None:
-        """Go live and make the reply; None when :meth:`advance` must be awaited first."""
-        room, member = self.room, self.member
-        if room.feed is None:
-            return self._finish_without_history()
-        catch = member.outside
-        assert catch is not None and room.feed.cursor is not None
-        if self._size < REPLY_BYTES:
-            self._wants, entries = catch.meet(room.feed.cursor)
-            if self._wants is not Meeting.LIVE:
-                return None
-            self._gather(entries)
-            member.outside = None
-            room.outside.pop(member, None)
-            room.live[member] = None
-        else:
-            # More than one reply should hold: the rest follows as pushes, as fast as it is taken.
-            catch.joining = False
-            if member.session.connection is not None:
-                member.session.connection.lagging[member] = None
-        return self._result(catch)
-
-    async def advance(self) -> None:
-        """Do what :meth:`finish` found to be missing."""
-        if self._wants is Meeting.REPAIR:
-            await self.room.repair()
-        await self._read()
-
-    async def complete(self) -> SubscribeResult:
-        """Finish, however often the stream moves on meanwhile."""
-        while (result := self.finish()) is None:
-            await self.advance()
-        return result
-
-    def _result(self, catch: CatchUp) -> SubscribeResult:
-        connection = self.member.session.connection
-        rt = connection is not None and connection.rt
-        assert catch.position is not None
-        recovering = self.since is not None
-        self.room.engine.counters.add("recoveries" if recovering and self._gap is None else "joins")
-        result = SubscribeResult(
-            recoverable=True,
-            positioned=True,
-            epoch=catch.position.epoch,
-            offset=catch.position.offset,
-            publications=[publication(self.room.open_entry(e), e.offset, rt) for e in self._entries],
-            recovered=recovering and self._gap is None,
-            was_recovering=recovering,
-            data=self._data,
-        )
-        if recovering and self._gap is not None:
-            self.room.engine.counters.add("gaps", self._gap.reason)
-            if rt:
-                gap = self._gap
-                result.gap = GapBody(start=gap.start, end=gap.end, epoch=gap.epoch, reason=gap.reason)
-        return result
-
-    def _finish_without_history(self) -> SubscribeResult:
-        """At most once: live from here, after what came while the hook ran."""
-        room, member = self.room, self.member
-        held, member.held = member.held, None
-        room.outside.pop(member, None)
-        room.live[member] = None
-        room.engine.counters.add("joins")
-        connection = member.session.connection
-        rt = connection is not None and connection.rt
-        publications = [publication(prepared.envelope, 0, rt) for prepared in held or ()]
-        return SubscribeResult(
-            data=self._data, publications=publications, was_recovering=self.since is not None
-        )
-
-
-def unsubscribe_unit(channel: str, code: int, reason: str) -> bytes:
-    """The push that takes a client out of a room."""
-    return dumps(Reply(push=Push(channel=channel, unsubscribe=UnsubscribePush(code, reason))))

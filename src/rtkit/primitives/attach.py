@@ -301,6 +301,8 @@ class AttachedConnection:
             async with timeout(self._clock, self._policy.close_timeout):
                 await self._writer.idle()
                 if not self._gone:
+                    if self._pipe.reads_ahead:
+                        _ = self._tasks.spawn(self._discard, name="attached socket: discarding")
                     await self._pipe.close(code, reason)
         except TimeoutError:
             self._pipe.abort()
@@ -309,6 +311,16 @@ class AttachedConnection:
             self._pipe.abort()
         finally:
             self._finish(code, reason)
+
+    async def _discard(self) -> None:
+        """Read what still comes in: the peer's close frame stands behind it."""
+        while self._scope is not None:  # noqa: ASYNC110 - the host's read is being interrupted right now
+            await asyncio.sleep(0)
+        try:
+            while True:
+                await self._pipe.receive()
+        except Gone:
+            pass
 
     def _lost(self, gone: Gone) -> None:
         """The peer, or the network, ended it."""

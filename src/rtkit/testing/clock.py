@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 __all__ = ["ManualClock", "ManualTimer"]
 
 _TURNS_WITHOUT_VIEW: Final = 100
-_MAX_TURNS: Final = 100_000
+_MAX_TURNS: Final = 20_000
 
 # How many tasks are inside settle() per loop: they are ready all the time, and no work.
 _settling: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
@@ -185,7 +185,7 @@ class ManualClock:
 
         Cancellation: safe.
 
-        :raises RuntimeError: if the loop does not come to rest in 100,000 turns: a task is spinning.
+        :raises RuntimeError: if the loop does not come to rest in 20,000 turns: a task is spinning.
         """
         loop = asyncio.get_running_loop()
         ready = getattr(loop, "_ready", None)

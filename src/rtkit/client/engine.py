@@ -1,0 +1,300 @@
+"""The client without its socket: units in, units out, and when to be asked again. Plain, no tasks.
+
+Who drives it hands over what came (:meth:`Engine.feed`), fetches what is to be written
+(:meth:`Engine.take`) whenever ``wake`` was called or the time it named has come, and says when a
+connection begins and ends. It never awaits and reads no clock: *now* is monotonic, *boot* counts sleep.
+
+What goes out, in this order: the answer to a ping; what is urgent (``connect``, ``refresh``); joins and
+leaves; commands, oldest first; signals. All but the first two keep to the rate the server named, a little
+below it, so that jitter on the way does not make a refusal of it. Is one refused nevertheless, everything
+is held back for as long as the server said, and goes on in its old order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from .. import codes
+from ..errors import ConnectionClosed, InvalidMessage, PublishUnknown
+from ..primitives.backoff import Backoff
+from ..primitives.ratelimit import TokenBucket
+from ..wire import (
+    Bye,
+    Command,
+    Connect,
+    ConnectResult,
+    Disconnect,
+    MessagePush,
+    Publish,
+    Push,
+    Reply,
+    SignalBody,
+    SubRequest,
+    decode_reply,
+    dumps,
+)
+from ..wire.units import RefreshPush
+from .calls import Answered, Calls
+from .commands import NO_ROOM, Outbox, Sending
+from .rooms import Rooms, call_error, give_up
+
+__all__ = ["Engine"]
+
+#: Bytes of units put into one frame; a larger unit goes alone.
+_FRAME: Final = 16 * 1024
+#: How much of the server's limits is used.
+_SHARE: Final = 0.9
+_MAX_SIGNALS: Final = 64
+_PING: Final = b"{}"
+_HELD_BACK: Final = 1.0
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
+class Engine:
+    """See the module's theory.
+
+    :param wake: called when :meth:`take` has something new.
+    :param new_backoff: makes back-offs for rooms.
+    """
+
+    def __init__(
+        self,
+        *,
+        wake: Callable[[], None],
+        new_backoff: Callable[[], Backoff],
+        max_offline: int = 1000,
+        max_offline_bytes: int = 8 * 1024 * 1024,
+        resend_within: float = 150.0,
+    ) -> None:
+        self.outbox = Outbox(max_commands=max_offline, max_bytes=max_offline_bytes, resend_within=resend_within)
+        self.calls = Calls(wake)
+        self.rooms = Rooms(self.calls, self.outbox, new_backoff=new_backoff)
+        self.farewell: Disconnect | None = None
+        """What the server said before it closes the connection."""
+        self.on_message: Callable[[MessagePush], None] = _ignore
+        self.on_refresh: Callable[[RefreshPush], None] = _ignore
+        self.rt = False
+        """The server is rtkit's own: it knows keys, signals and goodbyes."""
+        self.said_bye = False
+        self.sent = self.resent = self.held_back = self.received = 0
+        self._wake = wake
+        self._asked: Mapping[str, SubRequest] = {}
+        self._answers_pings = False
+        self._pinged = False
+        self._bye = False
+        self._bucket: TokenBucket | None = None
+        self._max_unit = self._max_message = 0
+        self._held_until = -math.inf
+        self._signals: dict[tuple[str, str], SignalBody] = {}
+
+    # -- what the application wants ------------------------------------------------------------------
+
+    def submit(self, sending: Sending) -> None:
+        """Queue a command.
+
+        :raises QueueFull: when there is no room.
+        """
+        self.outbox.add(sending)
+        self.rooms.admit(sending.lane)
+        self._wake()
+
+    def signal(self, body: SignalBody) -> bool:
+        """Queue a signal if it can go out soon; of the same room and event only the newest is kept (D5)."""
+        membership = self.rooms.by_name.get(body.channel)
+        if not self.rt or not self.rooms.online or membership is None or not membership.state.is_in:
+            return False
+        key = (body.channel, body.event)
+        if key not in self._signals and len(self._signals) >= _MAX_SIGNALS:
+            return False
+        self._signals[key] = body
+        self._wake()
+        return True
+
+    def refresh(self, command: Command, answered: Answered) -> None:
+        """Have a new token shown."""
+        self.calls.ask(command, answered, urgent=True)
+
+    # -- connections come and go ---------------------------------------------------------------------
+
+    def connect(self, body: Connect, answered: Callable[[Reply, float], None]) -> None:
+        """A pipe is open: introduce yourself. The owner looks at the reply and calls :meth:`begin`."""
+        self.farewell = None
+        self._asked = body.subs = self.rooms.standings()
+
+        def replied(reply: Reply | None, now: float) -> None:
+            if reply is not None:
+                answered(reply, now)
+
+        self.calls.ask(Command(connect=body), replied, urgent=True)
+
+    def begin(self, result: ConnectResult, now: float) -> None:
+        """The server took us."""
+        self.rt = result.rt is not None
+        self._answers_pings = result.pong
+        limits = result.rt.limits if result.rt is not None else None
+        if limits is not None:
+            self._max_unit, self._max_message = limits.unit, limits.message
+            if limits.rate > 0 and limits.burst > 0:
+                self._bucket = TokenBucket(limits.rate * _SHARE, max(1.0, limits.burst * _SHARE))
+                self._bucket.force(1, now)  # the connect command itself
+        if result.client:
+            self.rooms.own.add(result.client)
+        self.outbox.open(NO_ROOM)
+        self.rooms.begin(result.subs, self._asked, now)
+        self._wake()
+
+    def lost(self, now: float, boot: float) -> None:
+        """The connection is gone."""
+        for sending in self.outbox.lost(self.rooms.by_name, resend=self.rt):
+            give_up(sending, ConnectionClosed(1006, "the connection was lost"))
+        self.rooms.lost()
+        self.calls.lost(now)
+        self._signals.clear()
+        self._bucket = None
+        self._held_until = -math.inf
+        self._pinged = self._answers_pings = False
+        self._max_unit = self._max_message = 0
+        self.expire(boot)
+
+    def bye(self) -> None:
+        """Say goodbye after what is written by now; :attr:`said_bye` tells when."""
+        self._bye = True
+        self._wake()
+
+    def end(self, error: ConnectionClosed, *, rooms_raise: bool) -> None:
+        """The client is closed: nobody gets an answer any more."""
+        for sending in self.outbox.clear():
+            give_up(sending, error)
+        self.rooms.end(error if rooms_raise else None)
+
+    # -- what comes in -------------------------------------------------------------------------------
+
+    def feed(self, unit: bytes, now: float) -> None:
+        """One unit from the server.
+
+        :raises BadUnit: for what is none.
+        """
+        self.received += 1
+        if unit == _PING:
+            if self._answers_pings:
+                self._pinged = True
+                self._wake()
+            return
+        reply = decode_reply(unit)
+        if reply.push is not None:
+            self._pushed(reply.push, now)
+        elif reply.id:
+            self._answered(reply, now)
+
+    def _pushed(self, push: Push, now: float) -> None:
+        if push.disconnect is not None:
+            self.farewell = push.disconnect
+        elif push.message is not None:
+            self.on_message(push.message)
+        elif push.refresh is not None:
+            self.on_refresh(push.refresh)
+        else:
+            self.rooms.pushed(push, now)
+
+    def _answered(self, reply: Reply, now: float) -> None:
+        error = reply.error
+        if error is not None and error.code == codes.TOO_MANY_REQUESTS:
+            self.held_back += 1
+            wait = error.retry_after if 0 < error.retry_after < math.inf else _HELD_BACK
+            self._held_until = max(self._held_until, now + wait)
+            self._wake()
+            if self.outbox.refused(reply.id):
+                return
+        if self.calls.answer(reply, now):
+            return
+        sending = self.outbox.answered(reply.id)
+        if sending is not None:
+            sending.settle(reply if error is None else call_error(error))
+
+    # -- what goes out -------------------------------------------------------------------------------
+
+    def expire(self, boot: float) -> None:
+        """Give up what was written too long ago to be written again (H7)."""
+        for sending in self.outbox.expire(boot):
+            sending.settle(PublishUnknown("it may or may not have been done: sent, then offline for too long"))
+
+    def next_expiry(self, now: float, boot: float) -> float:
+        """When to call :meth:`expire`, in monotonic time."""
+        return now + self.outbox.next_expiry() - boot
+
+    def take(self, now: float, boot: float) -> tuple[list[bytes], float]:
+        """Units to be written now, in one frame; and without any, when to ask again."""
+        units: list[bytes] = []
+        if self._pinged:
+            self._pinged = False
+            units.append(_PING)
+        while self.calls.next(urgent=True):
+            if self._bucket is not None:
+                self._bucket.force(1, now)
+            units.append(self.calls.write(urgent=True))
+        if self._bye and not self.said_bye:
+            self.said_bye = True
+            if self.rt and self.rooms.online:
+                units.append(dumps(Command(bye=Bye())))
+            return units, math.inf
+        if not self.rooms.online:
+            return units, math.inf
+        self.expire(boot)
+        again = min(self.rooms.due(now), self.next_expiry(now, boot))
+        size = 0
+        while size < _FRAME:
+            unit, wait = self._next_unit(now, boot)
+            if unit is None:
+                again = min(again, now + wait)
+                break
+            units.append(unit)
+            size += len(unit)
+        return units, again
+
+    def _next_unit(self, now: float, boot: float) -> tuple[bytes | None, float]:
+        """One more unit, or how long to wait for it; infinite when there is none."""
+        sending = None
+        joins = self.calls.next(urgent=False)
+        if not joins:
+            sending = self._fitting()
+            if sending is None and not self._signals:
+                return None, math.inf
+        if now < self._held_until:
+            return None, self._held_until - now
+        if self._bucket is not None and (wait := self._bucket.take(1, now)) > 0:
+            return None, wait
+        if joins:
+            return self.calls.write(urgent=False), 0.0
+        id = self.calls.new_id()
+        if sending is not None:
+            self.sent += 1
+            if sending.written:
+                self.resent += 1
+            self.outbox.wrote(sending, id, boot)
+            return sending.encode(id), 0.0
+        signal = self._signals.pop(next(iter(self._signals)))
+        return dumps(Command(id, signal=signal)), 0.0
+
+    def _fitting(self) -> Sending | None:
+        """The next command that is within the server's limits; the others are told that they are not."""
+        while (sending := self.outbox.next()) is not None:
+            problem = ""
+            if self._max_message and isinstance(sending.body, Publish) and sending.size > self._max_message:
+                problem = f"a message of {sending.size} bytes; the server takes {self._max_message}"
+            elif self._max_unit and sending.size > self._max_unit - _FRAME // 16:
+                # What stands around the payload is small; measuring it would mean encoding twice.
+                if len(sending.encode(2**53 - 1)) > self._max_unit:
+                    problem = f"a command of more than {self._max_unit} bytes, which is all the server takes"
+            if not problem:
+                return sending
+            self.outbox.withdraw(sending)
+            give_up(sending, InvalidMessage(problem))
+        return None
+
+    def __repr__(self) -> str:
+        return f"<Engine {'online' if self.rooms.online else 'offline'}, {self.outbox!r}, {len(self.rooms.by_name)} rooms>"

@@ -1,0 +1,366 @@
+"""All rooms of a client: joining, joining again, and what each push means for which. Plain, no tasks.
+
+The decisions about one room are in :mod:`rtkit.client.roomstate`; here they become commands. A room that has
+to be joined again does so at once the first time, and then after growing delays, until it was left in
+peace for a while: neither a server that keeps throwing out nor one that keeps losing is hammered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from .. import codes
+from ..errors import CallError, NotRunning, PublishUnknown, UsageError
+from ..primitives.backoff import Backoff
+from ..wire import (
+    Command,
+    ErrorBody,
+    Push,
+    Reply,
+    SignalBody,
+    SubRequest,
+    SubscribePush,
+    SubscribeResult,
+    Unsubscribe,
+)
+from .calls import Calls
+from .commands import Outbox, Sending
+from .roomstate import Do, Phase, RoomState
+
+__all__ = ["Membership", "Rooms", "call_error", "give_up"]
+
+#: Seconds without an interruption after which the next one counts as the first again.
+_PEACE: Final = 20.0
+
+
+def _ignore() -> None:
+    pass
+
+
+def _ignore_signal(body: SignalBody) -> None:
+    pass
+
+
+def call_error(error: ErrorBody) -> CallError:
+    """The exception for an error reply."""
+    temporary = error.temporary or error.code in codes.TEMPORARY
+    retry_after = max(0.0, error.retry_after) or None
+    return CallError(error.code, error.message, temporary=temporary, retry_after=retry_after)
+
+
+def give_up(sending: Sending, error: BaseException) -> None:
+    """Tell a command's sender that it is over: with *error* only if it certainly was not done."""
+    if sending.may_be_taken:
+        unknown = PublishUnknown("it may or may not have been done: sent, but not answered")
+        unknown.__cause__ = error
+        sending.settle(unknown)
+    else:
+        sending.settle(error)
+
+
+def window_of(error: CallError) -> tuple[float, float] | None:
+    """When to try again, as the server said; spread over half as long again."""
+    if error.retry_after is None or not error.retry_after < math.inf:
+        return None
+    return error.retry_after, error.retry_after * 1.5
+
+
+class Membership:
+    """One room, for as long as this client wants to be in it.
+
+    :ivar bound: the application holds it; else the server put us in, and it gathers until somebody comes.
+    :ivar server_side: the server puts us in by itself when we connect.
+    :ivar changed: called whenever there is something new to look at in *state*.
+    :ivar signalled: called with each signal.
+    """
+
+    __slots__ = ("__weakref__", "backoff", "bound", "changed", "disturbed_at", "server_side", "signalled", "state")
+
+    def __init__(self, state: RoomState, backoff: Backoff, *, bound: bool) -> None:
+        self.state = state
+        self.backoff = backoff
+        self.bound = bound
+        self.server_side = False
+        self.disturbed_at = -math.inf
+        self.changed: Callable[[], None] = _ignore
+        self.signalled: Callable[[SignalBody], None] = _ignore_signal
+
+    @property
+    def channel(self) -> str:
+        """The room's name."""
+        return self.state.channel
+
+    def delay(self, now: float) -> float:
+        """How long to stay out after an interruption."""
+        calm = now - self.disturbed_at >= _PEACE
+        self.disturbed_at = now
+        if calm:
+            self.backoff.reset()
+            return 0.0
+        return self.backoff.next()
+
+    def __repr__(self) -> str:
+        return f"<Membership {self.state!r}{'' if self.bound else ', unbound'}>"
+
+
+class Rooms:
+    """The rooms of one client.
+
+    :param new_backoff: makes the back-off of a room.
+    :param max_queue: of rooms that the server puts us in.
+    """
+
+    def __init__(
+        self, calls: Calls, outbox: Outbox, *, new_backoff: Callable[[], Backoff], max_queue: int = 1024
+    ) -> None:
+        self.by_name: dict[str, Membership] = {}
+        self.own: set[str] = set()
+        """Client ids we have had, for ``echo=False``."""
+        self.online = False
+        self.new_backoff = new_backoff
+        self._max_queue = max_queue
+        self._calls = calls
+        self._outbox = outbox
+        self._retries: dict[Membership, float] = {}
+
+    # -- what the application does -------------------------------------------------------------------
+
+    def join(self, state: RoomState, now: float) -> Membership:
+        """Join a room, or take over the one the server has put us in.
+
+        :raises UsageError: when it is joined already.
+        """
+        found = self.by_name.get(state.channel)
+        if found is not None:
+            if found.bound:
+                raise UsageError(f"room {state.channel!r} is joined already; leave it first, or share the object")
+            return self._bind(found, state, now)
+        membership = Membership(state, self.new_backoff(), bound=True)
+        self.by_name[state.channel] = membership
+        if self.online:
+            self._ask(membership)
+        return membership
+
+    def _bind(self, found: Membership, wish: RoomState, now: float) -> Membership:
+        found.bound = True
+        state = found.state
+        state.echo, state.max_queue, state.data = wish.echo, wish.max_queue, wish.data
+        if wish.at is not None or wish.rewind or wish.has_data:
+            # It wants a join of its own making; what was gathered comes again, or is not wanted.
+            state.rebase(wish.at, wish.rewind)
+            if state.phase in (Phase.IN, Phase.MUTED):
+                self._do(found, Do.REJOIN, now)
+            elif state.phase is Phase.PAUSED and self.online:
+                self._ask(found)
+        return found
+
+    def leave(self, membership: Membership, answered: Callable[[], None]) -> bool:
+        """Leave a room for good, at once.
+
+        :param answered: called when the server has confirmed it, or is gone.
+        :return: False when there is nothing to wait for.
+        """
+        if self.by_name.get(membership.channel) is not membership:
+            return False
+        was = membership.state.phase
+        self._remove(membership, None, NotRunning(f"room {membership.channel!r} was left"), discard=True)
+        if not self.online or was not in (Phase.ASKED, Phase.IN, Phase.MUTED):
+            return False
+        self._unsubscribe(membership.channel, answered)
+        return True
+
+    def drained(self, membership: Membership) -> None:
+        """The application took something: maybe the room can go on."""
+        state = membership.state
+        if not state.resumable or not self.online or membership in self._retries:
+            return
+        if state.phase is Phase.MUTED:
+            self._unsubscribe(membership.channel)
+        self._ask(membership)
+        self._gate(membership)
+
+    def admit(self, lane: str) -> None:
+        """A command waits for this room: if it was left because the queue is full, go in, deaf."""
+        membership = self.by_name.get(lane)
+        if membership is None or not self.online or membership in self._retries:
+            return
+        if membership.state.phase is Phase.PAUSED:
+            self._enter(membership)
+
+    # -- connections come and go -----------------------------------------------------------------------
+
+    def standings(self) -> dict[str, SubRequest]:
+        """Where the server's own rooms stand, for the connect command."""
+        return {name: m.state.standing() for name, m in self.by_name.items() if m.server_side and m.state.can_stand}
+
+    def begin(self, subs: Mapping[str, SubscribeResult], asked: Mapping[str, SubRequest], now: float) -> None:
+        """Connected: the server put us into *subs*; join all others."""
+        self.online = True
+        for channel, result in subs.items():
+            self._put_in(channel, result, now, asked=channel in asked and asked[channel].recover)
+        for membership in list(self.by_name.values()):
+            if membership.channel in subs:
+                continue
+            if not membership.bound:
+                self._remove(membership, None, NotRunning("the server did not put us into this room again"))
+            else:
+                self._enter(membership)
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self.online = False
+        self._retries.clear()
+        for membership in self.by_name.values():
+            membership.state.lost()
+
+    def end(self, error: BaseException | None) -> None:
+        """The client is closed: all rooms end, after what is queued in them."""
+        self.online = False
+        for membership in list(self.by_name.values()):
+            self._remove(membership, error, error or NotRunning("the client is closed"), discard=error is None)
+
+    def due(self, now: float) -> float:
+        """Join what is to be tried again by now; when there is more to do."""
+        if self._retries:
+            for membership in [m for m, when in self._retries.items() if when <= now]:
+                del self._retries[membership]
+                self._enter(membership)
+        return min(self._retries.values(), default=math.inf)
+
+    # -- what the server says --------------------------------------------------------------------------
+
+    def pushed(self, push: Push, now: float) -> None:
+        """Something came for a room."""
+        position, gap, signal = push.position, push.gap, push.signal
+        channel = push.channel
+        for body in (position, gap, signal):
+            if body is not None and not channel:
+                channel = body.channel
+        if push.subscribe is not None:
+            self._put_in(channel, _as_result(push.subscribe), now, asked=False)
+            return
+        membership = self.by_name.get(channel)
+        if membership is None:
+            return  # just left
+        state = membership.state
+        if push.pub is not None:
+            self._do(membership, state.published(push.pub), now)
+        elif gap is not None:
+            self._do(membership, state.told_gap(gap), now)
+        elif position is not None:
+            self._do(membership, state.told_position(position.epoch, position.offset), now)
+        elif signal is not None:
+            if state.phase in (Phase.IN, Phase.MUTED):
+                membership.signalled(signal)
+        elif push.unsubscribe is not None:
+            self._do(membership, state.unsubscribed(push.unsubscribe.code, push.unsubscribe.reason), now)
+
+    def _put_in(self, channel: str, result: SubscribeResult, now: float, *, asked: bool) -> None:
+        membership = self.by_name.get(channel)
+        if membership is None:
+            state = RoomState(channel, max_queue=self._max_queue, own=self.own)
+            membership = Membership(state, self.new_backoff(), bound=False)
+            self.by_name[channel] = membership
+        membership.server_side = True
+        self._do(membership, membership.state.adopt(result, asked=asked), now)
+
+    def _replied(self, membership: Membership, reply: Reply | None, now: float) -> None:
+        """The answer to a join."""
+        state = membership.state
+        if reply is None or self.by_name.get(membership.channel) is not membership:
+            return
+        if reply.error is None:
+            self._do(membership, state.accept(reply.subscribe or SubscribeResult()), now)
+            return
+        error = call_error(reply.error)
+        if error.code == codes.ALREADY_SUBSCRIBED:
+            self._do(membership, Do.REJOIN, now)
+        elif error.code == codes.UNRECOVERABLE and state.at is not None and not state.forgotten:
+            state.forgotten = True
+            self._ask(membership)
+        elif error.temporary:
+            state.step_out()
+            membership.disturbed_at = now
+            self._retries[membership] = now + membership.backoff.next(window_of(error))
+            self._calls.wake()
+        else:
+            self._remove(membership, error, error)
+
+    # -- acting ----------------------------------------------------------------------------------------
+
+    def _do(self, membership: Membership, do: Do, now: float) -> None:
+        state, channel = membership.state, membership.channel
+        if do is Do.JOIN:
+            self._again(membership, now, membership.delay(now))
+        elif do is Do.REJOIN:
+            self._unsubscribe(channel)
+            # Going on after the queue was full is no interruption.
+            self._again(membership, now, 0.0 if state.phase is Phase.MUTED else membership.delay(now))
+        elif do is Do.PAUSE:
+            stay = self._outbox.waits(channel)
+            state.pause(stay=stay)
+            if not stay:
+                self._unsubscribe(channel)
+        if state.phase is Phase.ENDED:
+            error = state.error or NotRunning(f"room {channel!r} has ended")
+            self._remove(membership, error, error)
+            return
+        self._gate(membership)
+        if state.phase is Phase.PAUSED and self._outbox.waits(channel):
+            self.admit(channel)
+        membership.changed()
+
+    def _again(self, membership: Membership, now: float, delay: float) -> None:
+        if delay <= 0:
+            self._ask(membership)
+            return
+        membership.state.step_out()
+        self._retries[membership] = now + delay
+        self._calls.wake()
+
+    def _enter(self, membership: Membership) -> None:
+        """Join a room that is out, in the way that suits its queue."""
+        state = membership.state
+        if state.phase is Phase.OUT or state.resumable:
+            self._ask(membership)
+        elif state.phase is Phase.PAUSED and self._outbox.waits(membership.channel):
+            self._ask(membership, muted=True)
+
+    def _ask(self, membership: Membership, *, muted: bool = False) -> None:
+        self._retries.pop(membership, None)
+        body = membership.state.request(muted=muted)
+        self._calls.ask(Command(subscribe=body), lambda reply, now: self._replied(membership, reply, now))
+
+    def _unsubscribe(self, channel: str, answered: Callable[[], None] = _ignore) -> None:
+        self._calls.ask(Command(unsubscribe=Unsubscribe(channel)), lambda reply, now: answered())
+
+    def _gate(self, membership: Membership) -> None:
+        if membership.state.phase in (Phase.IN, Phase.MUTED):
+            self._outbox.open(membership.channel)
+            self._calls.wake()
+        else:
+            self._outbox.shut(membership.channel)
+
+    def _remove(
+        self, membership: Membership, error: BaseException | None, for_commands: BaseException, *, discard: bool = False
+    ) -> None:
+        """A room is over: *error* is raised to who iterates it, None ends the iteration."""
+        channel = membership.channel
+        del self.by_name[channel]
+        self._retries.pop(membership, None)
+        membership.state.end(error, discard=discard)
+        for sending in self._outbox.abandon(channel):
+            give_up(sending, for_commands)
+        membership.changed()
+
+
+def _as_result(push: SubscribePush) -> SubscribeResult:
+    return SubscribeResult(
+        recoverable=push.recoverable,
+        positioned=push.positioned,
+        epoch=push.epoch,
+        offset=push.offset,
+        data=push.data,
+    )

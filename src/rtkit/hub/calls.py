@@ -1,0 +1,238 @@
+"""What clients send: messages to rooms, calls, signals; and reading history (api 4 and 5, A2, L3)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from .. import codes
+from ..errors import BadUnit, InvalidMessage, Reject
+from ..position import Position
+from ..primitives.clocks import timeout
+from ..publisher import topic_of
+from ..schema import encode_value, split_event
+from ..wire import (
+    Command,
+    Empty,
+    Envelope,
+    HistoryResult,
+    Kind,
+    PublishResult,
+    Reply,
+    RpcResult,
+    dumps,
+    loads,
+)
+from .answers import answer
+from .context import Context, Run, current_run
+from .handle import Room
+from .router import Procedure
+from .session import Session
+from .table import Around, Family
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+__all__ = ["history", "publish", "rpc", "send", "signal"]
+
+logger = logging.getLogger("rtkit.handlers")
+
+_any = msgspec.json.Decoder(Any)
+
+
+async def _permitted(
+    session: Session[Any], name: str, right: str
+) -> tuple[Family, Room[Any], Context[Any, Any]]:
+    """The room, if the session may do this in it (A2). Outside of a join the application is asked anew."""
+    engine = session.engine
+    family, params = engine.lookup(name)
+    room = Room[Any](engine.hub, family, name, params, session=session)
+    ctx = Context(hub=engine.hub, session=session, room=room, data=None, key=None, resumed=session.resumed)
+    member = session.rooms.get(name)
+    grant = member.grant if member is not None else await engine.authority.permit(ctx, family)
+    if right not in grant.rights:
+        raise Reject(f"the right to {_VERBS[right]} is missing", code=codes.NOT_PERMITTED)
+    return family, room, ctx
+
+
+_VERBS = {
+    "publish": "publish here",
+    "signal": "signal here",
+    "history": "read the history of this room",
+}
+
+
+async def history(connection: Connection, command: Command) -> None:
+    """A page of a room's history (H8)."""
+    body, session = command.history, connection.session
+    assert body is not None and session is not None
+    engine = connection.engine
+    family, _, _ = await _permitted(session, body.channel, "history")
+    if family.history is None:
+        raise Reject("this room keeps no history", code=codes.NOT_AVAILABLE)
+    limit = engine.limits.history_page if body.limit < 0 else min(body.limit, engine.limits.history_page)
+    since = Position(body.since.epoch, body.since.offset) if body.since is not None else None
+    page, publications = await engine.read_history(
+        body.channel, family, since=since, limit=limit, reverse=body.reverse, rt=connection.rt
+    )
+    if page.lost is not None and not body.reverse:
+        raise Reject("the position cannot be recovered", code=codes.UNRECOVERABLE)
+    result = HistoryResult(publications=publications, epoch=page.epoch, offset=page.top)
+    connection.reply(Reply(id=command.id, history=result))
+
+
+async def publish(connection: Connection, command: Command) -> None:
+    """A message to a room: to its handler, or else straight into its stream."""
+    body, session = command.publish, connection.session
+    assert body is not None and session is not None
+    if isinstance(body.data, UnsetType):
+        raise BadUnit("data is missing")
+    if len(bytes(body.data)) > connection.engine.limits.max_publication:
+        connection.engine.counters.add("limits", "publication")
+        raise Reject(
+            f"a message has at most {connection.engine.limits.max_publication} bytes",
+            code=codes.LIMIT_EXCEEDED,
+        )
+    family, room, ctx = await _permitted(session, body.channel, "publish")
+    handlers = family.rooms.handlers
+    event: str = ""
+    inner: Raw | UnsetType = body.data
+    if handlers or not family.schema.raw:
+        try:
+            event, inner = split_event(body.data)
+        except BadUnit:
+            if not family.schema.raw:
+                raise
+    procedure = handlers.get(event)
+    if procedure is not None:
+        target = f"room\n{body.channel}\n{event}"
+        await _call(connection, command.id, session, ctx, procedure, family.around, inner, body.key, target)
+        return
+    if not family.schema.raw and event not in family.schema.names:
+        known = ", ".join(sorted({*handlers, *family.schema.names}))
+        raise BadUnit(f"unknown event {event[:60]!r}; this room knows {known}")
+    try:
+        data = family.schema.admit(event, body.data if family.schema.raw else inner)
+        published = await room.publish_raw(data, key=body.key)
+    except InvalidMessage as error:
+        raise Reject(str(error), code=codes.LIMIT_EXCEEDED) from None
+    result = PublishResult()
+    if published.position is not None and connection.rt:
+        result.epoch, result.offset = published.position.epoch, published.position.offset
+    connection.reply(Reply(id=command.id, publish=result))
+
+
+async def signal(connection: Connection, command: Command) -> None:
+    """Tell those who are in a room now; not stored (D5)."""
+    body, session = command.signal, connection.session
+    assert body is not None and session is not None
+    await _permitted(session, body.channel, "signal")
+    data = Raw(b"null" if isinstance(body.data, UnsetType) else dumps(loads(bytes(body.data), _any)))
+    envelope = Envelope(
+        v=1, kind=Kind.SIGNAL, data=data, event=body.event, user=session.identity.user, skip=session.id
+    )
+    connection.engine.send_quietly(topic_of(body.channel), envelope.encode())
+    connection.reply(Reply(id=command.id, signal=Empty()))
+
+
+async def rpc(connection: Connection, command: Command) -> None:
+    """Call a procedure."""
+    body, session = command.rpc, connection.session
+    assert body is not None and session is not None
+    await _procedure(connection, command.id, session, body.method, body.data, body.key)
+
+
+async def send(connection: Connection, command: Command) -> None:
+    """A message outside any room: a call nobody waits for."""
+    body, session = command.send, connection.session
+    assert body is not None and session is not None
+    try:
+        event, inner = split_event(body.data)
+        await _procedure(connection, 0, session, event, inner, None)
+    except (BadUnit, Reject):
+        connection.engine.counters.add("bad_units")  # there is no id to answer to
+
+
+async def _procedure(
+    connection: Connection, id: int, session: Session[Any], name: str, data: Raw | UnsetType, key: str | None
+) -> None:
+    engine = connection.engine
+    call = engine.table.procedures.get(name)
+    if call is None:
+        raise Reject("unknown procedure", code=codes.UNKNOWN_METHOD)
+    ctx = Context(hub=engine.hub, session=session, room=None, data=None, key=key, resumed=session.resumed)
+    await _call(connection, id, session, ctx, call.procedure, call.around, data, key, f"rpc\n{name}")
+
+
+async def _call(
+    connection: Connection,
+    id: int,
+    session: Session[Any],
+    ctx: Context[Any, Any],
+    procedure: Procedure,
+    around: Around,
+    data: Raw | UnsetType,
+    key: str | None,
+    target: str,
+) -> None:
+    """Run a handler and answer with what it returns."""
+    message = procedure.codec.decode(data)
+    run = Run(connection.engine.hub, session.identity.user, key)
+    outside = target.startswith("rpc\n")
+    ctx = Context(
+        hub=ctx.hub,
+        session=session,
+        room=None if outside else ctx.room.bound(session, run),
+        data=message,
+        key=key,
+        resumed=session.resumed,
+    )
+
+    async def respond() -> None:
+        acknowledgement = await connection.engine.once(
+            session, key, target, lambda: _run(ctx, procedure, around, message, run)
+        )
+        if outside:
+            connection.reply(Reply(id=id, rpc=RpcResult(acknowledgement)))
+        else:
+            connection.reply(Reply(id=id, publish=PublishResult(acknowledgement)))
+
+    if procedure.ordered:
+        await respond()
+    else:
+        connection.engine.work(answer, connection, id, respond)
+
+
+async def _run(
+    ctx: Context[Any, Any], procedure: Procedure, around: Around, message: Any, run: Run
+) -> Raw | UnsetType:
+    engine = ctx.session.engine
+    token = current_run.set(run)
+    try:
+        async with timeout(engine.clock, engine.limits.handler_timeout):
+            result = await around.call(ctx, lambda: procedure.func(ctx, message))
+        return UNSET if result is None else Raw(encode_value(result))
+    except Reject:
+        raise
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        reference = secrets.token_hex(4)
+        extra = {"session": ctx.session.id, "user": ctx.user, "room": ctx.where}
+        logger.exception(
+            "handler %s failed, reference %s", procedure.name, reference, exc_info=error, extra=extra
+        )
+        engine.counters.add("handler_errors")
+        for hook in around.error_hooks:
+            try:
+                await hook(ctx, error)
+            except Exception as second:
+                logger.exception("an error hook failed", exc_info=second)
+        raise Reject(f"internal error (reference {reference})", code=codes.INTERNAL) from None
+    finally:
+        current_run.reset(token)

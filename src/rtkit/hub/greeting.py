@@ -1,0 +1,165 @@
+"""Connecting and refreshing: who is there, and for how long (A1, A3)."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import UnsetType
+
+from .. import codes
+from ..errors import Reject, Unavailable, UnknownRoom
+from ..position import Position
+from ..primitives.clocks import timeout
+from ..wire import (
+    Command,
+    Connect,
+    ConnectResult,
+    Push,
+    RefreshResult,
+    Reply,
+    RtWelcome,
+    SubscribeResult,
+    dumps,
+    loads,
+)
+from ..wire import Limits as WireLimits
+from ..wire.units import RefreshPush
+from .answers import answer
+from .joins import join
+from .session import Session
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+__all__ = ["connect", "refresh", "refresh_push"]
+
+logger = logging.getLogger("rtkit.auth")
+
+_any = msgspec.json.Decoder(Any)
+
+
+async def connect(connection: Connection, command: Command) -> None:
+    """The first command: authenticate, join what the server chooses, and say welcome (A1)."""
+    engine, body = connection.engine, command.connect
+    assert body is not None
+    if connection.session is not None:
+        connection.close(codes.BAD_REQUEST_CLOSE, "bad request: connected already")
+        return
+    data = None if isinstance(body.data, UnsetType) else loads(bytes(body.data), _any)
+    try:
+        async with timeout(engine.clock, engine.limits.auth_timeout):
+            identity = await engine.authority.authenticate(connection.handshake, body.token, data)
+    except Reject as error:
+        connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
+        _close_unauthenticated(connection, error)
+        return
+    except Exception as error:
+        reference = secrets.token_hex(4)
+        logger.exception("authenticate failed, reference %s", reference, exc_info=error)
+        connection.error(command.id, codes.INTERNAL, f"internal error (reference {reference})")
+        connection.close(codes.INTERNAL_CLOSE, "internal error")
+        return
+    if connection.closing:
+        return  # too late, or gone
+    connection.rt = body.rt is not None
+    session = engine.begin(connection, identity)
+    connection.cork()
+    try:
+        subs = await _auto_join(connection, session, body)
+        await engine.started(session)
+    except Reject as error:
+        connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
+        connection.close(codes.NOT_PERMITTED_CLOSE, "not permitted")
+        return
+    except Unavailable as error:
+        logger.warning("%s", error)
+        connection.error(command.id, codes.INTERNAL, "the broker is not available", retry_after=1.0)
+        connection.close(codes.INTERNAL_CLOSE, "the broker is not available")
+        return
+    except Exception as error:
+        logger.exception("a session could not start", exc_info=error)
+        connection.error(command.id, codes.INTERNAL, "internal error")
+        connection.close(codes.INTERNAL_CLOSE, "internal error")
+        return
+    if connection.closing:
+        return
+    limits = engine.limits
+    expires, ttl = engine.time_left(identity.expires_at)
+    result = ConnectResult(
+        client=session.id,
+        version=engine.version,
+        subs=subs,
+        expires=expires,
+        ttl=ttl,
+        ping=round(limits.heartbeat.interval) or 1 if limits.heartbeat is not None else 0,
+        pong=limits.heartbeat is not None,
+        node=engine.node_id,
+    )
+    if connection.rt:
+        commands = limits.commands
+        result.rt = RtWelcome(
+            limits=WireLimits(limits.max_frame, limits.max_publication, commands.rate, commands.burst)
+        )
+    connection.uncork(dumps(Reply(id=command.id or 1, connect=result)))
+
+
+def _close_unauthenticated(connection: Connection, error: Reject) -> None:
+    if error.code in (codes.TOKEN_EXPIRED, codes.EXPIRED):
+        connection.close(codes.EXPIRED_CLOSE, "expired")  # come back with a new token
+    elif error.retry_after is not None:
+        connection.close(codes.TRY_LATER, "try again later")
+    else:
+        connection.close(codes.BAD_TOKEN, "bad token")
+
+
+async def _auto_join(
+    connection: Connection, session: Session[Any], body: Connect
+) -> dict[str, SubscribeResult]:
+    """Put the session into the rooms its identity belongs in, all of them or none."""
+    engine = connection.engine
+    subs: dict[str, SubscribeResult] = {}
+    for family in engine.table.families:
+        if family.rooms.auto_join is None:
+            continue
+        for name in family.rooms.auto_join(session.identity):
+            found, _ = engine.lookup(name)
+            if found is not family:
+                raise UnknownRoom(f"auto_join of {family.pattern.text!r} named {name!r}, of another family")
+            asked = body.subs.get(name)
+            since = Position(asked.epoch, asked.offset) if asked is not None and asked.recover else None
+            subs[name] = await join(session, name, since=since, server_side=True)
+    return subs
+
+
+async def refresh(connection: Connection, command: Command) -> None:
+    """A new token for a living connection (A3)."""
+    try:
+        await answer(connection, command.id, _refresh, connection, command)
+    finally:
+        connection.refreshed()
+
+
+async def _refresh(connection: Connection, command: Command) -> None:
+    engine, session = connection.engine, connection.session
+    assert command.refresh is not None and session is not None
+    async with timeout(engine.clock, engine.limits.auth_timeout):
+        identity = await engine.authority.authenticate(
+            connection.handshake, command.refresh.token, None, previous=session.identity
+        )
+    if identity.user != session.identity.user:
+        raise Reject("a refresh cannot change the user", code=codes.NOT_PERMITTED)
+    session.identity = identity
+    connection.watch_expiry()
+    expires, ttl = engine.time_left(identity.expires_at)
+    result = RefreshResult(client=session.id, version=engine.version, expires=expires, ttl=ttl)
+    connection.reply(Reply(id=command.id, refresh=result))
+    for member in list(session.rooms.values()):
+        await engine.authority.permit_again(member)
+
+
+def refresh_push(ttl: int) -> bytes:
+    """Tell a client when its identity ends now, so that it shows a new token before."""
+    return dumps(Reply(push=Push(refresh=RefreshPush(expires=True, ttl=ttl))))

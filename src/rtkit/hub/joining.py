@@ -1,0 +1,157 @@
+"""A member on its way into a room: subscribe, buffer, read what was missed, go live (H2, H3)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from msgspec import UNSET, Raw, UnsetType
+
+from ..position import Gap, Position
+from ..streams import CatchUp, Entry, Meeting
+from ..wire import GapBody, SubscribeResult
+from .local import Member
+from .prepared import publication
+
+__all__ = ["Joining"]
+
+#: Bytes of publications in one subscribe reply; the rest of a long recovery follows as pushes.
+REPLY_BYTES: Final = 256 * 1024
+
+
+class Joining:
+    """One member on its way in.
+
+    :meth:`run` does all that has to be awaited; :meth:`finish` then goes live and makes the reply, without
+    awaiting anything, so that nothing can be published between the two.
+
+    :param since: the position to recover from.
+    :param rewind: begin this many messages back instead (H8).
+    :param hook: returns the join data as JSON; runs after buffering has begun.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        *,
+        since: Position | None,
+        rewind: int,
+        hook: Callable[[], Awaitable[Raw | UnsetType]] | None,
+    ) -> None:
+        self.member = member
+        self.room = member.room
+        self.since = since
+        self.rewind = rewind if since is None else 0
+        self._hook = hook
+        self._data: Raw | UnsetType = UNSET
+        self._entries: list[Entry] = []
+        self._size = 0
+        self._gap: Gap | None = None
+        self._next = Meeting.READ
+
+    async def run(self) -> None:
+        """Subscribe, begin to buffer, run the hook, and read what was missed.
+
+        :raises Unavailable: when the broker cannot be reached.
+        :raises Reject: from the hook.
+        """
+        room, member = self.room, self.member
+        room.outside[member] = None
+        await room.open()
+        feed = room.feed
+        if feed is not None:
+            assert feed.cursor is not None
+            since, forgiving = self.since, False
+            if self.rewind:
+                since, forgiving = Position(feed.cursor.epoch, max(0, feed.cursor.offset - self.rewind)), True
+            member.outside = CatchUp(since, joining=True, forgiving=forgiving)
+            member.outside.begin(feed.cursor)
+        if self._hook is not None:
+            self._data = await self._hook()
+
+    def _gather(self, entries: Sequence[Entry]) -> None:
+        self._entries.extend(entries)
+        self._size += sum(len(entry.payload) for entry in entries)
+
+    def finish(self) -> SubscribeResult | None:
+        """Go live and make the reply; None when :meth:`advance` must be awaited first."""
+        room, member = self.room, self.member
+        if room.feed is None:
+            return self._finish_without_history()
+        catch = member.outside
+        assert catch is not None and room.feed.cursor is not None
+        if self._size < REPLY_BYTES:
+            self._next, entries = catch.meet(room.feed.cursor)
+            if self._next is not Meeting.LIVE:
+                return None
+            self._gather(entries)
+            member.outside = None
+            room.outside.pop(member, None)
+            room.live[member] = None
+        else:
+            # More than one reply should hold: the rest follows as pushes, as fast as it is taken.
+            catch.joining = False
+            if member.session.connection is not None:
+                member.session.connection.lagging[member] = None
+        return self._result(catch)
+
+    async def advance(self) -> None:
+        """Do what :meth:`finish` found to be missing."""
+        room, catch = self.room, self.member.outside
+        assert room.feed is not None
+        assert catch is not None
+        if self._next is Meeting.REPAIR:
+            room.feed.doubt()
+            await room.repair()
+            return
+        page = await room.read(catch.position, room.engine.limits.recovery_page)
+        room._extend(page)
+        entries, gap = catch.page(page)
+        if gap is not None:
+            # It covers what was gathered before: the member begins at the top.
+            self._entries.clear()
+            self._gap = gap
+        self._gather(entries)
+
+    async def complete(self) -> SubscribeResult:
+        """Finish, however often the stream moves on meanwhile."""
+        while (result := self.finish()) is None:
+            await self.advance()
+        return result
+
+    def _result(self, catch: CatchUp) -> SubscribeResult:
+        connection = self.member.session.connection
+        rt = connection is not None and connection.rt
+        assert catch.position is not None
+        recovering = self.since is not None
+        self.room.engine.counters.add("recoveries" if recovering and self._gap is None else "joins")
+        result = SubscribeResult(
+            recoverable=True,
+            positioned=True,
+            epoch=catch.position.epoch,
+            offset=catch.position.offset,
+            publications=[publication(self.room.open_entry(e), e.offset, rt) for e in self._entries],
+            recovered=recovering and self._gap is None,
+            was_recovering=recovering,
+            data=self._data,
+        )
+        if recovering and self._gap is not None:
+            self.room.engine.counters.add("gaps", self._gap.reason)
+            if rt:
+                gap = self._gap
+                result.gap = GapBody(start=gap.start, end=gap.end, epoch=gap.epoch, reason=gap.reason)
+        return result
+
+    def _finish_without_history(self) -> SubscribeResult:
+        """At most once: live from here, after what came while the hook ran."""
+        room, member = self.room, self.member
+        held, member.held = member.held, None
+        room.outside.pop(member, None)
+        room.live[member] = None
+        room.engine.counters.add("joins")
+        connection = member.session.connection
+        rt = connection is not None and connection.rt
+        publications = [publication(prepared.envelope, 0, rt) for prepared in held or ()]
+        return SubscribeResult(
+            data=self._data, publications=publications, was_recovering=self.since is not None
+        )

@@ -1,0 +1,135 @@
+"""Joining and leaving rooms, on the client's command or the server's (A2, H2)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from .. import codes
+from ..errors import Reject
+from ..position import Position
+from ..primitives.clocks import timeout
+from ..schema import encode_value
+from ..wire import (
+    Command,
+    Empty,
+    Reply,
+    SubRefresh,
+    Subscribe,
+    SubscribeResult,
+    loads,
+)
+from ..wire.units import SubRefreshResult
+from .context import Context, Run, current_run
+from .handle import Room
+from .joining import Joining
+from .local import Member
+from .session import Session
+from .table import Family
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+__all__ = ["join", "sub_refresh", "subscribe", "unsubscribe"]
+
+_any = msgspec.json.Decoder(Any)
+
+
+async def join(
+    session: Session[Any],
+    name: str,
+    *,
+    since: Position | None,
+    server_side: bool,
+    body: Subscribe | None = None,
+) -> SubscribeResult:
+    """Put the session into a room; when this fails, nothing is left of it.
+
+    Between the last await in here and the caller's reply nothing can be published.
+    """
+    engine = session.engine
+    family, params = engine.lookup(name)
+    if name in session.rooms:
+        raise Reject("already subscribed", code=codes.ALREADY_SUBSCRIBED)
+    if len(session.rooms) >= engine.limits.max_rooms:
+        engine.counters.add("limits", "rooms")
+        raise Reject(f"at most {engine.limits.max_rooms} rooms", code=codes.LIMIT_EXCEEDED)
+    data = None
+    if body is not None and not isinstance(body.data, UnsetType):
+        data = loads(bytes(body.data), _any)
+    run = Run(engine.hub, session.identity.user, None)
+    room = Room[Any](engine.hub, family, name, params, session=session, run=run)
+    ctx = Context(hub=engine.hub, session=session, room=room, data=data, key=None, resumed=session.resumed)
+    async with timeout(engine.clock, engine.limits.handler_timeout):
+        grant = await engine.authority.permit(ctx, family)
+        await engine.authority.check_ban(name, session.identity.user)
+    if session.connection is None:
+        raise Reject("gone", code=codes.EXPIRED)
+    member = Member(session, engine.local(name, family, params), grant, server_side=server_side)
+    session.rooms[name] = member
+    joining = Joining(
+        member, since=since, rewind=body.rewind if body is not None else 0, hook=_join_hook(ctx, family, run)
+    )
+    try:
+        async with timeout(engine.clock, engine.limits.handler_timeout):
+            await joining.run()
+        result = await joining.complete()
+        if member.left:
+            raise Reject("taken out of the room while joining")
+    except BaseException:
+        engine.leave(member, joined=False)
+        raise
+    engine.authority.watch_grant(member)
+    return result
+
+
+def _join_hook(
+    ctx: Context[Any, Any], family: Family, run: Run
+) -> Callable[[], Awaitable[Raw | UnsetType]] | None:
+    """The family's ``on_join`` within its middlewares, as a function that returns the join data."""
+    hook = family.rooms.join_hook
+    if hook is None:
+        return None
+
+    async def join_data() -> Raw | UnsetType:
+        token = current_run.set(run)
+        try:
+            result = await family.around.call(ctx, lambda: hook(ctx))
+        finally:
+            current_run.reset(token)
+        return UNSET if result is None else Raw(encode_value(result))
+
+    return join_data
+
+
+async def subscribe(connection: Connection, command: Command) -> None:
+    """Join a room; with a position, recover what was missed (H2, H3)."""
+    body, session = command.subscribe, connection.session
+    assert body is not None and session is not None
+    since = Position(body.epoch, body.offset) if body.recover else None
+    result = await join(session, body.channel, since=since, server_side=False, body=body)
+    connection.reply(Reply(id=command.id, subscribe=result))
+
+
+async def unsubscribe(connection: Connection, command: Command) -> None:
+    """Leave a room; not to be in it is no error."""
+    assert command.unsubscribe is not None and connection.session is not None
+    member = connection.session.rooms.get(command.unsubscribe.channel)
+    if member is not None:
+        connection.engine.leave(member)
+    connection.reply(Reply(id=command.id, unsubscribe=Empty()))
+
+
+async def sub_refresh(connection: Connection, command: Command) -> None:
+    """Ask the application again whether a room is still allowed."""
+    body: SubRefresh | None = command.sub_refresh
+    assert body is not None and connection.session is not None
+    member = connection.session.rooms.get(body.channel)
+    if member is None:
+        raise Reject("not subscribed", code=codes.NOT_PERMITTED)
+    await connection.engine.authority.permit_again(member)
+    expires, ttl = (True, max(1, round(member.grant.ttl))) if member.grant.ttl is not None else (False, 0)
+    connection.reply(Reply(id=command.id, sub_refresh=SubRefreshResult(expires=expires, ttl=ttl)))

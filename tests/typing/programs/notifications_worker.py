@@ -1,0 +1,83 @@
+"""Notifications from a worker, as a Celery task would send them: a broker and the declarations, no hub."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
+
+from rtkit import Grant, History, Identity, Published, Publisher, Router
+from rtkit.brokers import Broker
+
+# -- what the web application and the worker both import ------------------------------------------------
+
+
+@dataclass
+class ExportReady:
+    """The file can be fetched."""
+
+    url: str
+
+
+@dataclass
+class ExportFailed:
+    """It cannot."""
+
+    why: str
+
+
+def own_room(identity: Identity[None]) -> list[str]:
+    return [f"user:{identity.user}"]
+
+
+router = Router[None]()
+notifications = router.rooms(
+    "user:{user}",
+    publishes=(ExportReady, ExportFailed),
+    history=History(50, ttl=7 * 86400),
+    grant=Grant("history"),
+    auto_join=own_room,
+)
+
+# -- the worker ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task of the queue; it may be delivered twice, as queues do."""
+
+    id: str
+    user: str
+    rows: int
+
+
+class Exports:
+    """Runs jobs, and tells the users."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self.publisher = publisher
+
+    async def run(self, job: Job) -> Published:
+        # The job's id as the key: run twice, it notifies once.
+        if job.rows > 1_000_000:
+            failed = ExportFailed(f"{job.rows} rows are too many")
+            return await self.publisher.publish(f"user:{job.user}", failed, key=job.id)
+        ready = ExportReady(f"/exports/{job.id}.csv")
+        return await self.publisher.publish(f"user:{job.user}", ready, key=job.id)
+
+
+async def work(jobs: AsyncIterable[Job], broker: str | Broker) -> list[Published]:
+    """The life of a worker process."""
+    async with Publisher(broker, router) as publisher:
+        exports = Exports(publisher)
+        return [await exports.run(job) async for job in jobs]
+
+
+async def demo_jobs() -> AsyncIterable[Job]:
+    for job in (Job("a", "ann", 10), Job("b", "ann", 10_000_000), Job("a", "ann", 10)):
+        await asyncio.sleep(0)
+        yield job
+
+
+async def main(broker: str | Broker = "memory://") -> list[Published]:
+    return await work(demo_jobs(), broker)
