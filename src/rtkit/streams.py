@@ -280,7 +280,6 @@ class Feed:
             if position.offset == cursor.offset + 1 and not (
                 self._held and Position(position.epoch, position.offset + 1) in self._held
             ):
-                self._unhold(position)
                 self.cursor = position
                 return Verdict.DELIVER
         self._hold(position, payload)
@@ -466,7 +465,7 @@ class CatchUp:
     def begin(self, cursor: Position) -> None:
         """Start buffering: what the feed delivers from *cursor* on will be offered."""
         if self.position is None:
-            self.position = cursor
+            self.position = self._since = cursor
         self._restart(cursor)
 
     def offer(self, entry: Entry) -> None:

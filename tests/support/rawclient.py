@@ -163,19 +163,19 @@ class RawClient:
         self.last_id += 1
         return self.last_id
 
-    def ask(self, method: str, **body: Any) -> int:
+    def ask(self, method: str, /, **body: Any) -> int:
         """Send a command without waiting; returns its id."""
         id = self.next_id()
         self.tell({"id": id, method: body})
         return id
 
-    async def request(self, method: str, **body: Any) -> Unit:
+    async def request(self, method: str, /, **body: Any) -> Unit:
         """Send a command, let the loop settle, and return the whole reply."""
         id = self.ask(method, **body)
         await self.settle()
         return self.reply(id)
 
-    async def call(self, method: str, **body: Any) -> Unit:
+    async def call(self, method: str, /, **body: Any) -> Unit:
         """Send a command and return its result.
 
         :raises CallFailed: when the server answered with an error.
@@ -186,7 +186,7 @@ class RawClient:
         result: Unit = reply[method]
         return result
 
-    async def refused(self, method: str, **body: Any) -> Unit:
+    async def refused(self, method: str, /, **body: Any) -> Unit:
         """Send a command that has to fail; returns the error."""
         reply = await self.request(method, **body)
         assert "error" in reply, f"no error but {reply}"

@@ -373,7 +373,7 @@ class ModelRoom:
         member.congested = False
 
     # Duty 5, of one that joins.
-    async def join(self, member: Member, since: Position | None, rewind: int) -> None:
+    async def join(self, member: Member, since: Position | None, rewind: int, hooked: bool) -> None:
         await self.ready
         rewound = since is None and rewind > 0
         if rewound:
@@ -384,6 +384,10 @@ class ModelRoom:
         gap: Gap | None = None
         paged = 0
         self.begin(member, catch)
+        if hooked:
+            # What the application tells it here may be as old as the moment buffering began, and no older.
+            since = since or self.cursor
+            await self.world.request(lambda: None)
         while True:
             meeting, entries = catch.meet(self.cursor)
             if meeting is Meeting.LIVE:
@@ -478,13 +482,13 @@ class ModelHub:
         self.inbox: list[tuple[Position, bytes]] = []
         self.deaf = False  # it lost a hint, and nothing has told it so
 
-    def join(self, client: Client, since: Position | None, rewind: int = 0) -> None:
+    def join(self, client: Client, since: Position | None, rewind: int = 0, hooked: bool = False) -> None:
         if self.room is None:
             self.room = self.world.room(self)
             self.deaf = False
         member = Member(client)
         self.members.append(member)
-        member.task = Task(self.room.join(member, since, rewind))
+        member.task = Task(self.room.join(member, since, rewind, hooked))
 
     def resume(self, member: Member) -> None:
         assert self.room is not None
@@ -663,13 +667,13 @@ class World:
 
     def join(self, choice: int) -> None:
         """Somebody new, who asks for nothing, or for the last few."""
-        self.hubs[choice % 2].join(self.client(), None, rewind=choice // 2 % 5)
+        self.hubs[choice % 2].join(self.client(), None, rewind=choice // 2 % 5, hooked=choice >= 30)
 
     def come_back(self, choice: int) -> None:
         """Somebody who left, on either hub."""
         if self.gone:
             since = self.gone[choice // 2 % len(self.gone)]
-            self.hubs[choice % 2].join(self.client(), since)
+            self.hubs[choice % 2].join(self.client(), since, hooked=choice >= 30)
 
     def claim(self, choice: int) -> None:
         """Somebody with any position, true or made up."""

@@ -109,6 +109,7 @@ class TestLocate:
             (at(9, "C"), (8, None)),
             (at(5, "C"), (4, None)),
             (at(4, "C"), (3, "trimmed")),
+            (at(2, "C"), (1, "trimmed")),
             (at(1, "C"), (0, None)),  # there never was anything before it
             (at(0, "C"), (0, None)),
             (at(10, "C"), (9, "rollback")),
@@ -170,6 +171,17 @@ class TestFeed:
         assert hint(feed, 5) is Verdict.READ
         feed.reading()
         assert feed.absorb(page(4, 5, top=6)).entries == entries([5, 6])
+
+    def test_the_next_does_not_wait_for_what_is_held_of_another_epoch(self) -> None:
+        feed = feed_at(4)
+        hint(feed, 6, "B")
+        assert hint(feed, 5) is Verdict.DELIVER
+
+    def test_a_held_one_that_comes_again_takes_no_more_room(self) -> None:
+        feed = feed_at(4, max_held_size=4)
+        for offset in (6, 7, 7, 6):
+            hint(feed, offset)
+        assert repr(feed) == "<Feed at A:4, 2 held, wants read>"
 
     def test_a_held_one_may_come_twice(self) -> None:
         feed = feed_at(4, max_held=2)
@@ -336,6 +348,22 @@ class TestFeed:
         assert feed.wants_read
         feed.absorb(page(4, 4))
         assert not feed.wants_read
+
+    def test_without_reading_what_is_held_is_read_for_once_more(self) -> None:
+        feed = feed_at(4, "B")
+        hint(feed, 9, "A")
+        feed.absorb(page(4, 4, epoch="B"))
+        assert feed.wants_read
+        feed.absorb(page(4, 4, epoch="B"))
+        assert not feed.wants_read
+
+    def test_without_reading_a_takeover_is_asked_about_once_more(self) -> None:
+        feed = feed_at(4)
+        hint(feed, 5)
+        feed.doubt()
+        assert feed.absorb(page(5, 6, epoch="B")) == Moved()
+        assert feed.wants_read
+        assert feed.absorb(page(5, 6, epoch="B")).entries == entries([6], "B")
 
     def test_a_held_one_that_the_stream_denies_is_dropped(self) -> None:
         # Without this a stream that went back would be read for ever.
@@ -573,6 +601,23 @@ class TestCatchUp:
         catch.offer(entries([5])[0])
         assert catch.meet(at(6)) == (Meeting.READ, NOTHING)
 
+    def test_a_driver_that_forgets_a_jump_makes_no_hole(self) -> None:
+        catch = catching(at(4), at(4), joining=False)
+        catch.page(page(0, 2, epoch="B", top=3, lost="epoch"))
+        assert catch.meet(at(3, "B")) == (Meeting.READ, NOTHING)
+        catch.page(page(2, 3, epoch="B"))
+        catch.offer(entries([4], "B")[0])
+        assert catch.meet(at(4, "B")) == (Meeting.LIVE, entries([4], "B"))
+
+    def test_a_buffer_begun_anew_has_all_its_room(self) -> None:
+        catch = catching(at(4), at(4), max_buffered_size=4)
+        for entry in entries([5, 6]):
+            catch.offer(entry)
+        catch.jumped(at(7))
+        for entry in entries([8, 9]):
+            catch.offer(entry)
+        assert repr(catch) == "<CatchUp at A:4, 2 buffered>"
+
     @pytest.mark.parametrize("answer", [page(5, 6), page(6, 7, epoch="B"), page(3, 7, epoch="B")])
     def test_a_page_read_from_elsewhere_is_passed_over(self, answer: StreamPage) -> None:
         catch = catching(at(4), at(8))
@@ -625,6 +670,14 @@ class TestJoining:
         catch = catching(at(2), at(9))
         catch.page(page(2, 4, top=9))
         assert catch.page(page(6, 8, top=9, floor=6, lost="trimmed")) == (NOTHING, Gap(2, 9, "A", "trimmed"))
+
+    def test_one_that_asked_for_nothing_came_in_at_the_cursor(self) -> None:
+        # What its join hook told it is as new as that; all that came later is missing.
+        catch = catching(None, at(4), max_buffered=1)
+        for entry in entries([5, 6, 7, 8, 9]):
+            catch.offer(entry)
+        catch.page(page(4, 6, top=9))
+        assert catch.page(page(8, 9, floor=8, lost="trimmed")) == (NOTHING, Gap(4, 9, "A", "trimmed"))
 
     def test_lost_twice_is_one_gap(self) -> None:
         catch = catching(at(4), at(9))

@@ -9,24 +9,43 @@ Each promise below has a test in :mod:`rtkit.testing.conformance` that bears its
 A *topic* is an opaque string; the hub makes them from room names. A *payload* is opaque bytes. An
 instance belongs to one hub and one event loop; between ``aclose`` and the next ``open`` it
 belongs to none, and ``open`` may be called again, in another loop.
+
+A broker that can be named by a URL has a class method ``from_url(url, *, clock=None)`` that makes one without
+connecting, and an entry point in the group ``rtkit.brokers`` under the URL's scheme; see
+:func:`rtkit.brokers.open_url`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import EllipsisType
-from typing import Protocol, runtime_checkable
+from enum import Enum
+from typing import Final, Protocol, runtime_checkable
 
+from ..errors import RtkitError
 from ..messages import Durability, History
 from ..position import Position
 from ..streams import StreamPage
 
-__all__ = ["Appended", "Broker", "Conflict", "Sink", "StateBroker", "StreamBroker"]
+__all__ = ["ANYTHING", "Anything", "Appended", "Broker", "Conflict", "Sink", "StateBroker", "StreamBroker"]
+
+
+class Anything(Enum):
+    """The type of :data:`ANYTHING`; an enum, because type checkers can tell its only member from a value."""
+
+    ANYTHING = "anything"
+
+
+#: Where a present value is expected: there may be any, or none.
+ANYTHING: Final = Anything.ANYTHING
 
 
 class Sink(Protocol):
-    """What a hub gives a broker: plain functions, called on the hub's loop, that never block."""
+    """What a hub gives a broker: plain functions, called on the hub's loop, that never block.
+
+    They do not raise. A broker that meets an exception all the same logs it, treats the payload as
+    missed, and goes on: one hub's fault costs the others nothing.
+    """
 
     def deliver(self, topic: str, payload: bytes, position: Position | None) -> None:
         """A payload came in on a subscribed topic; *position* is None if it was not appended."""
@@ -64,15 +83,18 @@ class Broker(Protocol):
         Cancelling ``publish`` leaves it unknown whether it happened. Cancelling ``subscribe`` or
         ``unsubscribe`` leaves the topic in either state; calling again is safe.
     After close
-        The sink is not called any more. ``aclose`` is idempotent.
+        The sink is not called any more. ``aclose`` is idempotent, and harmless before ``open``.
     """
 
     async def open(self, sink: Sink) -> None:
-        """Connect; from now on the sink may be called."""
+        """Connect; from now on the sink may be called.
+
+        :raises ~rtkit.errors.UsageError: when it is open already.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Let go of everything; bounded in time."""
+        """Let go of everything, subscriptions too; bounded in time."""
         ...
 
     async def publish(self, topic: str, payload: bytes) -> None:
@@ -99,8 +121,12 @@ class StreamBroker(Broker, Protocol):
         that order; every hub sees the same.
         *Durability*: once ``append`` returned, the payload is kept at the level asked for, within
         the bounds of *history*.
-        *Honesty*: when a stream is lost or replaced, its epoch changes. A page never claims a
+        *Freshness*: a page shows everything that was acknowledged to, or delivered by, anybody before
+        ``read`` was called, as far as it is kept. It is a picture of one moment.
+        *Honesty*: when a stream is lost or replaced, its epoch changes, to a name that it never had
+        before; within an epoch it never goes back and no entry changes. A page never claims a
         continuity that is not there.
+        *Memory*: the epoch and the top outlive the messages (H6: by 30 days, and twice their ttl).
     Errors
         Besides the broker's: :class:`~rtkit.errors.PublishUnknown` when it cannot be known whether a
         payload was stored; repeating with the same key is then safe.
@@ -118,9 +144,10 @@ class StreamBroker(Broker, Protocol):
     ) -> Appended:
         """Append to the topic's stream, and publish.
 
-        :param history: bounds to trim the stream to.
+        :param history: bounds to trim the stream to. The newest entry is always kept until it ages.
         :param key: makes it idempotent for the broker's dedupe window (5 minutes): a repeat
-            answers with the first position and does nothing else.
+            answers with the first position and does nothing else, whatever is *expected*. ``clear``
+            does not end the window.
         :param expected: append only if the stream stands exactly there; else raise
             :class:`Conflict`.
         :param durability: wait until the payload is kept at this level.
@@ -139,20 +166,22 @@ class StreamBroker(Broker, Protocol):
         """A piece of the topic's stream, as it is at one moment.
 
         :param since: forward: begin right after it (:func:`~rtkit.streams.locate` says what if that cannot
-            be). In reverse: begin right before it, or at the top without it.
+            be). In reverse: begin right before it, or at the top without it
+            (:func:`~rtkit.streams.locate_back`).
         :param limit: entries at the most; 0 asks for the top alone.
-        :param history: bounds that apply to what is read too, so that aged entries are not shown.
+        :param history: bounds that apply to what is read too, so that aged entries are not shown. The
+            stream may be trimmed to them.
         :return: the page. A topic that never had a stream begins one, so that a position is
             handed out that will be valid for what comes.
         """
         ...
 
     async def clear(self, topic: str) -> Position:
-        """Drop the stream and begin a new epoch; returns its beginning (H6)."""
+        """Drop the stream and begin a new epoch; returns its beginning (H6). Nothing is published."""
         ...
 
 
-class Conflict(Exception):
+class Conflict(RtkitError):
     """The stream does not stand where ``append(expected=…)`` was told.
 
     :param top: where it stands.
@@ -174,7 +203,7 @@ class StateBroker(Broker, Protocol):
     """
 
     async def put(
-        self, key: str, field: str, value: bytes, *, ttl: float, expected: bytes | None | EllipsisType = ...
+        self, key: str, field: str, value: bytes, *, ttl: float, expected: bytes | Anything | None = ANYTHING
     ) -> bool:
         """Set a field for *ttl* seconds.
 
@@ -188,7 +217,7 @@ class StateBroker(Broker, Protocol):
         ...
 
     async def remove(self, key: str, field: str, *, expected: bytes | None = None) -> bool:
-        """Delete a field, with *expected* only while it has that value; returns whether it was there."""
+        """Delete a field, with *expected* only while it has that value; returns whether it was deleted."""
         ...
 
     async def entries(self, key: str) -> Mapping[str, bytes]:

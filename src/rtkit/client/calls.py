@@ -68,4 +68,6 @@ class Calls:
             answered(None, now)
 
     def __repr__(self) -> str:
-        return f"<Calls {len(self._waiting)} unanswered, {len(self._queue) + len(self._urgent)} to be written>"
+        return (
+            f"<Calls {len(self._waiting)} unanswered, {len(self._queue) + len(self._urgent)} to be written>"
+        )

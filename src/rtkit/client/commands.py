@@ -53,7 +53,11 @@ class Sending:
     __slots__ = ("body", "first_written", "id", "keyed", "lane", "lost", "seq", "settle", "size", "written")
 
     def __init__(
-        self, body: Publish | Rpc | HistoryCommand, *, size: int, settle: Callable[[Reply | BaseException], None]
+        self,
+        body: Publish | Rpc | HistoryCommand,
+        *,
+        size: int,
+        settle: Callable[[Reply | BaseException], None],
     ) -> None:
         self.body = body
         self.lane = NO_ROOM if isinstance(body, Rpc) else body.channel
@@ -98,7 +102,17 @@ class Outbox:
     :param resend_within: seconds after its first writing within which a command may be written again.
     """
 
-    __slots__ = ("_flying", "_lanes", "_open", "_seq", "_suspects", "bytes", "max_bytes", "max_commands", "resend_within")
+    __slots__ = (
+        "_flying",
+        "_lanes",
+        "_open",
+        "_seq",
+        "_suspects",
+        "bytes",
+        "max_bytes",
+        "max_commands",
+        "resend_within",
+    )
 
     def __init__(
         self, *, max_commands: int = 1000, max_bytes: int = 8 * 1024 * 1024, resend_within: float = 150.0
@@ -121,7 +135,9 @@ class Outbox:
         if len(self) >= self.max_commands:
             raise QueueFull(f"{self.max_commands} commands wait for an answer, as many as may (max_offline)")
         if self and self.bytes + sending.size > self.max_bytes:
-            raise QueueFull(f"the commands that wait for an answer hold {self.bytes} bytes; more than {self.max_bytes} may not")
+            raise QueueFull(
+                f"the commands that wait for an answer hold {self.bytes} bytes; more than {self.max_bytes} may not"
+            )
         self._seq += 1
         sending.seq = self._seq
         self.bytes += sending.size

@@ -48,6 +48,8 @@ _FRAME: Final = 16 * 1024
 _SHARE: Final = 0.9
 _MAX_SIGNALS: Final = 64
 _PING: Final = b"{}"
+#: Bytes around the payload of a command, at the most: room or procedure, key, and braces.
+_ENVELOPE: Final = 2048
 _HELD_BACK: Final = 1.0
 
 
@@ -71,7 +73,9 @@ class Engine:
         max_offline_bytes: int = 8 * 1024 * 1024,
         resend_within: float = 150.0,
     ) -> None:
-        self.outbox = Outbox(max_commands=max_offline, max_bytes=max_offline_bytes, resend_within=resend_within)
+        self.outbox = Outbox(
+            max_commands=max_offline, max_bytes=max_offline_bytes, resend_within=resend_within
+        )
         self.calls = Calls(wake)
         self.rooms = Rooms(self.calls, self.outbox, new_backoff=new_backoff)
         self.farewell: Disconnect | None = None
@@ -83,6 +87,7 @@ class Engine:
         self.said_bye = False
         self.sent = self.resent = self.held_back = self.received = 0
         self._wake = wake
+        self._connected = False
         self._asked: Mapping[str, SubRequest] = {}
         self._answers_pings = False
         self._pinged = False
@@ -134,6 +139,7 @@ class Engine:
 
     def begin(self, result: ConnectResult, now: float) -> None:
         """The server took us."""
+        self._connected = True
         self.rt = result.rt is not None
         self._answers_pings = result.pong
         limits = result.rt.limits if result.rt is not None else None
@@ -143,7 +149,7 @@ class Engine:
                 self._bucket = TokenBucket(limits.rate * _SHARE, max(1.0, limits.burst * _SHARE))
                 self._bucket.force(1, now)  # the connect command itself
         if result.client:
-            self.rooms.own.add(result.client)
+            self.rooms.know_own(result.client)
         self.outbox.open(NO_ROOM)
         self.rooms.begin(result.subs, self._asked, now)
         self._wake()
@@ -152,6 +158,7 @@ class Engine:
         """The connection is gone."""
         for sending in self.outbox.lost(self.rooms.by_name, resend=self.rt):
             give_up(sending, ConnectionClosed(1006, "the connection was lost"))
+        self._connected = False
         self.rooms.lost()
         self.calls.lost(now)
         self._signals.clear()
@@ -221,14 +228,20 @@ class Engine:
     def expire(self, boot: float) -> None:
         """Give up what was written too long ago to be written again (H7)."""
         for sending in self.outbox.expire(boot):
-            sending.settle(PublishUnknown("it may or may not have been done: sent, then offline for too long"))
+            sending.settle(
+                PublishUnknown("it may or may not have been done: sent, then offline for too long")
+            )
 
     def next_expiry(self, now: float, boot: float) -> float:
         """When to call :meth:`expire`, in monotonic time."""
         return now + self.outbox.next_expiry() - boot
 
     def take(self, now: float, boot: float) -> tuple[list[bytes], float]:
-        """Units to be written now, in one frame; and without any, when to ask again."""
+        """Frames to be written now; and without any, when to ask again."""
+        units, again = self._units(now, boot)
+        return (_frames(units, min(_FRAME, self._max_unit or _FRAME)) if units else units), again
+
+    def _units(self, now: float, boot: float) -> tuple[list[bytes], float]:
         units: list[bytes] = []
         if self._pinged:
             self._pinged = False
@@ -239,7 +252,7 @@ class Engine:
             units.append(self.calls.write(urgent=True))
         if self._bye and not self.said_bye:
             self.said_bye = True
-            if self.rt and self.rooms.online:
+            if self.rt and self._connected:
                 units.append(dumps(Command(bye=Bye())))
             return units, math.inf
         if not self.rooms.online:
@@ -248,16 +261,16 @@ class Engine:
         again = min(self.rooms.due(now), self.next_expiry(now, boot))
         size = 0
         while size < _FRAME:
-            unit, wait = self._next_unit(now, boot)
+            unit, when = self._next_unit(now, boot)
             if unit is None:
-                again = min(again, now + wait)
+                again = min(again, when)
                 break
             units.append(unit)
             size += len(unit)
         return units, again
 
     def _next_unit(self, now: float, boot: float) -> tuple[bytes | None, float]:
-        """One more unit, or how long to wait for it; infinite when there is none."""
+        """One more unit, or when there will be one; never is infinite."""
         sending = None
         joins = self.calls.next(urgent=False)
         if not joins:
@@ -265,9 +278,9 @@ class Engine:
             if sending is None and not self._signals:
                 return None, math.inf
         if now < self._held_until:
-            return None, self._held_until - now
+            return None, self._held_until
         if self._bucket is not None and (wait := self._bucket.take(1, now)) > 0:
-            return None, wait
+            return None, now + wait
         if joins:
             return self.calls.write(urgent=False), 0.0
         id = self.calls.new_id()
@@ -283,18 +296,37 @@ class Engine:
     def _fitting(self) -> Sending | None:
         """The next command that is within the server's limits; the others are told that they are not."""
         while (sending := self.outbox.next()) is not None:
-            problem = ""
-            if self._max_message and isinstance(sending.body, Publish) and sending.size > self._max_message:
-                problem = f"a message of {sending.size} bytes; the server takes {self._max_message}"
-            elif self._max_unit and sending.size > self._max_unit - _FRAME // 16:
-                # What stands around the payload is small; measuring it would mean encoding twice.
-                if len(sending.encode(2**53 - 1)) > self._max_unit:
-                    problem = f"a command of more than {self._max_unit} bytes, which is all the server takes"
+            problem = self._problem(sending)
             if not problem:
                 return sending
             self.outbox.withdraw(sending)
             give_up(sending, InvalidMessage(problem))
         return None
 
+    def _problem(self, sending: Sending) -> str:
+        if self._max_message and isinstance(sending.body, Publish) and sending.size > self._max_message:
+            return f"a message of {sending.size} bytes; the server takes {self._max_message}"
+        # What stands around a payload is small: only near the limit is it worth encoding to know.
+        near = self._max_unit and sending.size > self._max_unit - _ENVELOPE
+        if near and len(sending.encode(2**53 - 1)) > self._max_unit:
+            return f"a command of more than {self._max_unit} bytes, which is all the server takes"
+        return ""
+
     def __repr__(self) -> str:
-        return f"<Engine {'online' if self.rooms.online else 'offline'}, {self.outbox!r}, {len(self.rooms.by_name)} rooms>"
+        rooms = len(self.rooms.by_name)
+        return f"<Engine {'online' if self._connected else 'offline'}, {self.outbox!r}, {rooms} rooms>"
+
+
+def _frames(units: list[bytes], most: int) -> list[bytes]:
+    """Small units together, so that few frames are written; a large one alone, so that it still fits."""
+    frames: list[bytes] = []
+    group: list[bytes] = []
+    size = 0
+    for unit in units:
+        if group and size + len(unit) + 1 > most:
+            frames.append(b"\n".join(group))
+            group, size = [], 0
+        group.append(unit)
+        size += len(unit) + 1
+    frames.append(b"\n".join(group))
+    return frames

@@ -13,7 +13,7 @@ from ..messages import Message
 from ..position import Gap, Position
 from ..schema import Codec, Schema, encode_value, message_name, split_event
 from ..wire import PublishResult, Reply, dumps
-from .roomstate import Item
+from .roomqueue import Item
 
 __all__ = ["IGNORED", "Reader", "Unpack", "event_of", "pack", "pack_call", "unpack_ack", "unpack_answer"]
 
@@ -51,7 +51,9 @@ def pack_call(params: object, name: str) -> tuple[str, Raw | UnsetType]:
     """
     method = event_of(params, name)
     if not method:
-        raise UsageError(f"what is {type(params).__name__} to call? Pass name=…, or params of a declared type")
+        raise UsageError(
+            f"what is {type(params).__name__} to call? Pass name=…, or params of a declared type"
+        )
     if len(method.encode("utf-8", "replace")) > 255:
         raise InvalidMessage("the name of a procedure has at most 255 bytes")
     return method, UNSET if params is None else Raw(encode_value(params))

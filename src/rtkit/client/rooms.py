@@ -33,6 +33,8 @@ __all__ = ["Membership", "Rooms", "call_error", "give_up"]
 
 #: Seconds without an interruption after which the next one counts as the first again.
 _PEACE: Final = 20.0
+#: Former client ids to know our own messages by; older ones are history.
+_OWN_IDS: Final = 64
 
 
 def _ignore() -> None:
@@ -76,7 +78,16 @@ class Membership:
     :ivar signalled: called with each signal.
     """
 
-    __slots__ = ("__weakref__", "backoff", "bound", "changed", "disturbed_at", "server_side", "signalled", "state")
+    __slots__ = (
+        "__weakref__",
+        "backoff",
+        "bound",
+        "changed",
+        "disturbed_at",
+        "server_side",
+        "signalled",
+        "state",
+    )
 
     def __init__(self, state: RoomState, backoff: Backoff, *, bound: bool) -> None:
         self.state = state
@@ -116,8 +127,8 @@ class Rooms:
         self, calls: Calls, outbox: Outbox, *, new_backoff: Callable[[], Backoff], max_queue: int = 1024
     ) -> None:
         self.by_name: dict[str, Membership] = {}
-        self.own: set[str] = set()
-        """Client ids we have had, for ``echo=False``."""
+        self.own: dict[str, None] = {}
+        """The latest client ids we have had, for ``echo=False``."""
         self.online = False
         self.new_backoff = new_backoff
         self._max_queue = max_queue
@@ -135,7 +146,9 @@ class Rooms:
         found = self.by_name.get(state.channel)
         if found is not None:
             if found.bound:
-                raise UsageError(f"room {state.channel!r} is joined already; leave it first, or share the object")
+                raise UsageError(
+                    f"room {state.channel!r} is joined already; leave it first, or share the object"
+                )
             return self._bind(found, state, now)
         membership = Membership(state, self.new_backoff(), bound=True)
         self.by_name[state.channel] = membership
@@ -146,7 +159,7 @@ class Rooms:
     def _bind(self, found: Membership, wish: RoomState, now: float) -> Membership:
         found.bound = True
         state = found.state
-        state.echo, state.max_queue, state.data = wish.echo, wish.max_queue, wish.data
+        state.echo, state.data, state.queue.limit = wish.echo, wish.data, wish.queue.limit
         if wish.at is not None or wish.rewind or wish.has_data:
             # It wants a join of its own making; what was gathered comes again, or is not wanted.
             state.rebase(wish.at, wish.rewind)
@@ -191,9 +204,20 @@ class Rooms:
 
     # -- connections come and go -----------------------------------------------------------------------
 
+    def know_own(self, client: str) -> None:
+        """The server gave us a client id."""
+        self.own.pop(client, None)
+        self.own[client] = None
+        if len(self.own) > _OWN_IDS:
+            del self.own[next(iter(self.own))]
+
     def standings(self) -> dict[str, SubRequest]:
         """Where the server's own rooms stand, for the connect command."""
-        return {name: m.state.standing() for name, m in self.by_name.items() if m.server_side and m.state.can_stand}
+        return {
+            name: m.state.standing()
+            for name, m in self.by_name.items()
+            if m.server_side and m.state.can_stand
+        }
 
     def begin(self, subs: Mapping[str, SubscribeResult], asked: Mapping[str, SubRequest], now: float) -> None:
         """Connected: the server put us into *subs*; join all others."""
@@ -219,7 +243,9 @@ class Rooms:
         """The client is closed: all rooms end, after what is queued in them."""
         self.online = False
         for membership in list(self.by_name.values()):
-            self._remove(membership, error, error or NotRunning("the client is closed"), discard=error is None)
+            self._remove(
+                membership, error, error or NotRunning("the client is closed"), discard=error is None
+            )
 
     def due(self, now: float) -> float:
         """Join what is to be tried again by now; when there is more to do."""
@@ -344,7 +370,12 @@ class Rooms:
             self._outbox.shut(membership.channel)
 
     def _remove(
-        self, membership: Membership, error: BaseException | None, for_commands: BaseException, *, discard: bool = False
+        self,
+        membership: Membership,
+        error: BaseException | None,
+        for_commands: BaseException,
+        *,
+        discard: bool = False,
     ) -> None:
         """A room is over: *error* is raised to who iterates it, None ends the iteration."""
         channel = membership.channel

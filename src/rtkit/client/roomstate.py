@@ -36,7 +36,6 @@ Who calls does what is answered (:class:`Do`) and nothing here awaits, reads a c
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Container, Sequence
 from enum import Enum, StrEnum
 
@@ -46,12 +45,10 @@ from .. import codes
 from ..messages import Message
 from ..position import Gap, GapReason, Position
 from ..wire import GapBody, Publication, SubRequest, Subscribe, SubscribeResult
+from .roomqueue import Item, RoomQueue
 from .values import RoomStatistics, Unsubscribed
 
-__all__ = ["Do", "Item", "Phase", "RoomState"]
-
-#: A message whose data is not decoded yet, or a gap.
-Item = Message[bytes] | Gap
+__all__ = ["Do", "Phase", "RoomState"]
 
 _REASONS: dict[str, GapReason] = {r: r for r in ("trimmed", "epoch", "rollback", "dropped")}
 
@@ -92,14 +89,10 @@ class RoomState:
 
     __slots__ = (
         "_asked_from",
-        "_handed",
-        "_lossy",
         "_muting",
-        "_queue",
         "at",
         "channel",
         "data",
-        "dropped",
         "duplicates",
         "echo",
         "echoes",
@@ -109,10 +102,10 @@ class RoomState:
         "ignored",
         "join_data",
         "joins",
-        "max_queue",
         "own",
         "pauses",
         "phase",
+        "queue",
         "received",
         "rewind",
     )
@@ -131,7 +124,6 @@ class RoomState:
         self.channel = channel
         self.data = data
         self.echo = echo
-        self.max_queue = max_queue
         self.own = own
         self.phase = Phase.OUT
         self.error: BaseException | None = None
@@ -140,20 +132,19 @@ class RoomState:
         """What the latest join was answered with."""
         self.forgotten = False
         """The server cannot recover from ``at`` and said so with an error: join without it, then tell a gap."""
-        self._queue: deque[Item] = deque()
+        self.queue = RoomQueue(max_queue)
         self._asked_from: Position | None = None
         self._muting = False
         self.received = self.duplicates = self.echoes = self.gaps = 0
-        self.dropped = self.ignored = self.pauses = self.joins = 0
+        self.ignored = self.pauses = self.joins = 0
         self.rebase(since, rewind)
 
     def rebase(self, since: Position | None, rewind: int) -> None:
         """Begin somewhere else: before the first join, or to be followed by a rejoin."""
         self.at = since
         self.rewind = rewind
-        self._handed = since
-        self._lossy = False
-        self._queue.clear()
+        self.queue.handed = since
+        self.queue.clear()
 
     # -- joining -----------------------------------------------------------------------------------
 
@@ -216,10 +207,9 @@ class RoomState:
         if not isinstance(result.data, UnsetType):
             self.join_data = bytes(result.data)
         before = self.at
-        if result.recoverable and before is not None and not asked:
-            # The server put us at its top, unasked. Only if that is where we stand is nothing missing.
-            if before != Position(result.epoch, result.offset):
-                return Do.REJOIN
+        top = Position(result.epoch, result.offset)
+        if result.recoverable and before is not None and not asked and before != top:
+            return Do.REJOIN  # the server put us at its top, unasked, and we stand elsewhere
         self.phase = Phase.IN
         self.joins += 1
         self.rewind = 0
@@ -232,8 +222,8 @@ class RoomState:
         if before is None:
             first = result.publications[0].offset if result.publications else result.offset + 1
             self.at = Position(result.epoch, max(0, first - 1))
-            if not self._queue:
-                self._handed = self.at
+            if not self.queue:
+                self.queue.handed = self.at
         elif result.recovered and asked:
             # The epoch may be new: the server knows that the old position holds in it (B6).
             self.at = Position(result.epoch, before.offset)
@@ -287,7 +277,7 @@ class RoomState:
             if at is not None and offset:
                 self.at = Position(at.epoch, offset)
             return Do.NOTHING
-        if at is not None and self.full:
+        if at is not None and self.queue.full:
             return Do.PAUSE
         position = Position(at.epoch, offset) if at is not None and offset else None
         data = b"null" if isinstance(publication.data, UnsetType) else bytes(publication.data)
@@ -314,7 +304,7 @@ class RoomState:
             if start > at.offset:
                 return Do.REJOIN  # and what is between?
             start = at.offset
-        if self.full:
+        if self.queue.full:
             return Do.PAUSE  # it will be told again
         self._move(Gap(start, body.end, epoch, reason))
         return Do.NOTHING
@@ -326,7 +316,7 @@ class RoomState:
             return Do.NOTHING
         if epoch in ("", at.epoch):
             return Do.REJOIN if offset > at.offset else Do.NOTHING
-        if self.full:
+        if self.queue.full:
             return Do.PAUSE
         self._move(Gap(0, offset, epoch, "epoch"))
         return Do.NOTHING
@@ -365,7 +355,7 @@ class RoomState:
         if self.phase in (Phase.ENDED, Phase.PAUSED):
             return
         muted = self.phase is Phase.MUTED or (self.phase is Phase.ASKED and self._muting)
-        if muted or (self.at is not None and self.full):
+        if muted or (self.at is not None and self.queue.full):
             self.phase = Phase.PAUSED
         else:
             self.phase = Phase.OUT
@@ -377,15 +367,9 @@ class RoomState:
         self.phase = Phase.ENDED
         self.error = error
         if discard:
-            self._queue.clear()
-            self._lossy = False
+            self.queue.clear()
 
     # -- the queue ---------------------------------------------------------------------------------
-
-    @property
-    def full(self) -> bool:
-        """No more room for the application's unread items."""
-        return len(self._queue) >= self.max_queue
 
     @property
     def is_in(self) -> bool:
@@ -395,27 +379,16 @@ class RoomState:
     @property
     def resumable(self) -> bool:
         """It was full, and enough has been drained to go on."""
-        return self.phase in (Phase.PAUSED, Phase.MUTED) and len(self._queue) <= self.max_queue // 2
+        return self.phase in (Phase.PAUSED, Phase.MUTED) and self.queue.half_drained
 
     @property
     def position(self) -> Position | None:
         """Behind the last item that was handed to the application, and all that was filtered after it."""
-        return self._handed if self._queue else self.at
+        return self.queue.handed if self.queue else self.at
 
     def take(self) -> Item | None:
         """The next item for the application; then look whether the room is :attr:`resumable`."""
-        if self._lossy:
-            self._lossy = False
-            return Gap(0, 0, "", "dropped")
-        if not self._queue:
-            return None
-        item = self._queue.popleft()
-        if isinstance(item, Gap):
-            if item.epoch:
-                self._handed = Position(item.epoch, item.end)
-        elif item.position is not None:
-            self._handed = item.position
-        return item
+        return self.queue.take()
 
     def _move(self, gap: Gap) -> None:
         self.at = Position(gap.epoch, gap.end)
@@ -426,28 +399,24 @@ class RoomState:
         self._append(gap)
 
     def _append(self, item: Item) -> None:
-        if self.at is None and self.full:
-            # No history: the oldest goes, and a gap in its place says so.
-            if isinstance(self._queue.popleft(), Message):
-                self.dropped += 1
-            if not self._lossy:
-                self._lossy = True
-                self.gaps += 1
-        self._queue.append(item)
+        if self.at is not None:
+            self.queue.put(item)
+        elif self.queue.put_dropping(item):
+            self.gaps += 1
 
     def statistics(self) -> RoomStatistics:
         """Totals so far."""
         return RoomStatistics(
-            queued=len(self._queue),
+            queued=len(self.queue),
             received=self.received,
             duplicates=self.duplicates,
             echoes=self.echoes,
             gaps=self.gaps,
-            dropped=self.dropped,
+            dropped=self.queue.dropped,
             ignored=self.ignored,
             pauses=self.pauses,
             joins=self.joins,
         )
 
     def __repr__(self) -> str:
-        return f"<RoomState {self.channel!r} {self.phase} at {self.at}, {len(self._queue)} queued>"
+        return f"<RoomState {self.channel!r} {self.phase} at {self.at}, {len(self.queue)} queued>"

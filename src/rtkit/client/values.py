@@ -38,7 +38,9 @@ class Unsubscribed(RtkitError):
     """
 
     def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"taken out of the room by the server with code {code}: {reason or 'no reason given'}")
+        super().__init__(
+            f"taken out of the room by the server with code {code}: {reason or 'no reason given'}"
+        )
         self.code = code
         self.reason = reason
 

@@ -153,7 +153,9 @@ class WebSocketDialer:
         if status >= 500 or status in _PASSING:
             return DialFailed(text, window=self._window(response.headers.get("Retry-After")))
         if 300 <= status < 400 and "Location" in response.headers:
-            text += f": redirected to {without_secrets(response.headers['Location'])}; redirects are not followed"
+            text += (
+                f": redirected to {without_secrets(response.headers['Location'])}; redirects are not followed"
+            )
         elif status in _ADVICE:
             text += f": {_ADVICE[status]}"
         elif status < 300:

@@ -54,7 +54,11 @@ async def _permitted(
     room = Room[Any](engine.hub, family, name, params, session=session)
     ctx = Context(hub=engine.hub, session=session, room=room, data=None, key=None, resumed=session.resumed)
     member = session.rooms.get(name)
-    grant = member.grant if member is not None else await engine.authority.permit(ctx, family)
+    if member is not None:
+        grant = member.grant
+    else:
+        await engine.authority.check_ban(name, session.identity.user)
+        grant = await engine.authority.permit(ctx, family)
     if right not in grant.rights:
         raise Reject(f"the right to {_VERBS[right]} is missing", code=codes.NOT_PERMITTED)
     return family, room, ctx

@@ -17,7 +17,7 @@ from .answers import answer
 if TYPE_CHECKING:
     from .connection import Connection
 
-__all__ = ["handle"]
+__all__ = ["handle", "methods_of"]
 
 #: Commands that ask for something not switched on in this hub.
 _NOT_AVAILABLE = ("presence", "presence_stats")
@@ -34,12 +34,18 @@ _METHODS = (
     "ping",
     "bye",
     *_NOT_AVAILABLE,
+    "refresh",
 )
+
+
+def methods_of(command: Command) -> list[str]:
+    """The methods a command names: one, if it is well-formed."""
+    return [name for name in _METHODS if getattr(command, name) is not None]
 
 
 async def handle(connection: Connection, command: Command) -> None:
     """Do what a command says, and answer it."""
-    methods = [name for name in (*_METHODS, "refresh") if getattr(command, name) is not None]
+    methods = methods_of(command)
     if len(methods) != 1:
         problem = "unknown method" if not methods else f"one method a command, not {' and '.join(methods)}"
         connection.error(command.id, codes.BAD_REQUEST if methods else codes.UNKNOWN_METHOD, problem)
@@ -47,7 +53,10 @@ async def handle(connection: Connection, command: Command) -> None:
     (method,) = methods
     if connection.session is None and method != "connect":
         return  # connect failed before it; the connection is closing
-    if method in _NOT_AVAILABLE or method == "refresh":
+    if method == "refresh":
+        connection.refresh(command)  # it came while connect was under way
+        return
+    if method in _NOT_AVAILABLE:
         connection.error(command.id, codes.NOT_AVAILABLE, f"{method} is not available here")
         return
     await answer(connection, command.id, _HANDLERS[method], connection, command)

@@ -30,7 +30,7 @@ from ..wire import (
     dumps,
     split,
 )
-from .commands import handle
+from .commands import handle, methods_of
 from .greeting import refresh
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ class Connection:
             return
         if not self._admit(command.id, now):
             return
-        if command.refresh is not None and self.session is not None:
-            self._refresh(command)  # bypasses the queue: a waiting handler must not let a token expire (C2)
+        if command.refresh is not None and self.session is not None and methods_of(command) == ["refresh"]:
+            self.refresh(command)  # bypasses the queue: a waiting handler must not let a token expire (C2)
             return
         self._enqueue(command)
 
@@ -213,7 +213,8 @@ class Connection:
             self._watch()
         self.transport.resume_reading()
 
-    def _refresh(self, command: Command) -> None:
+    def refresh(self, command: Command) -> None:
+        """Begin to renew the identity; one at a time."""
         if self._refreshing:
             self.error(command.id, codes.TOO_MANY_REQUESTS, "a refresh is under way", retry_after=1.0)
             return

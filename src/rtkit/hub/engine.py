@@ -35,7 +35,7 @@ from .context import Context
 from .greeting import refresh_push
 from .handle import Room
 from .local import LocalRoom, Member
-from .prepared import publication, unsubscribe_unit
+from .prepared import REPLY_BYTES, publication, unsubscribe_unit
 from .session import Session
 from .table import Family, Table
 
@@ -379,12 +379,16 @@ class Engine:
     async def read_history(
         self, name: str, family: Family, *, since: Position | None, limit: int, reverse: bool, rt: bool
     ) -> tuple[StreamPage, list[Publication]]:
-        """A page of a room's history, as the wire shows it."""
+        """A page of a room's history, as the wire shows it; shorter where a reply could not hold it."""
         page = await self.stream.read(
             topic_of(name), since=since, limit=limit, reverse=reverse, history=family.history
         )
         found: list[Publication] = []
+        size = 0
         for entry in page.entries:
+            size += len(entry.payload)
+            if found and size > REPLY_BYTES:
+                break
             try:
                 found.append(publication(Envelope.decode(entry.payload), entry.offset, rt))
             except BadUnit:

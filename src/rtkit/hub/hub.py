@@ -100,7 +100,7 @@ class Hub(Router[C], Generic[C]):
         self.version = _version()
         self.start_hooks: list[Hook[C, Any, None]] = []
         self.end_hooks: list[EndHook[C]] = []
-        self._broker = broker
+        self.broker = broker
         self._engine: Engine | None = None
         self._starting: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -130,7 +130,7 @@ class Hub(Router[C], Generic[C]):
         self._starting = starting = loop.create_future()
         self._loop, self._pid = loop, os.getpid()
         try:
-            broker = self._broker
+            broker = self.broker
             engine = Engine(
                 self, self.table(), open_url(broker, clock=self.clock) if isinstance(broker, str) else broker
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -11,12 +10,9 @@ from ..position import Gap, Position
 from ..streams import CatchUp, Entry, Meeting
 from ..wire import GapBody, SubscribeResult
 from .local import Member
-from .prepared import publication
+from .prepared import REPLY_BYTES, publication
 
 __all__ = ["Joining"]
-
-#: Bytes of publications in one subscribe reply; the rest of a long recovery follows as pushes.
-REPLY_BYTES: Final = 256 * 1024
 
 
 class Joining:

@@ -131,5 +131,7 @@ async def sub_refresh(connection: Connection, command: Command) -> None:
     if member is None:
         raise Reject("not subscribed", code=codes.NOT_PERMITTED)
     await connection.engine.authority.permit_again(member)
+    if member.left:
+        raise Reject("no longer permitted", code=codes.NOT_PERMITTED)
     expires, ttl = (True, max(1, round(member.grant.ttl))) if member.grant.ttl is not None else (False, 0)
     connection.reply(Reply(id=command.id, sub_refresh=SubRefreshResult(expires=expires, ttl=ttl)))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..wire import ClientInfo, Envelope, Publication, Push, Reply, UnsubscribePush, dumps
 
-__all__ = ["Prepared", "publication", "unsubscribe_unit"]
+__all__ = ["REPLY_BYTES", "Prepared", "publication", "unsubscribe_unit"]
+
+#: Bytes of publications in one reply. The rest of a long recovery follows as pushes; of a history, in more pages.
+REPLY_BYTES: Final = 256 * 1024
 
 
 class Prepared:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable
 from dataclasses import dataclass
+from urllib.parse import quote
 
-from rtkit import Grant, History, Identity, Published, Publisher, Router
+from rtkit import Grant, History, Published, Publisher, Router
 from rtkit.brokers import Broker
 
 # -- what the web application and the worker both import ------------------------------------------------
@@ -26,8 +27,9 @@ class ExportFailed:
     why: str
 
 
-def own_room(identity: Identity[None]) -> list[str]:
-    return [f"user:{identity.user}"]
+def room_of(user: str) -> str:
+    """The room of a user, whatever characters the id is made of."""
+    return f"user:{quote(user, safe='@')}"
 
 
 router = Router[None]()
@@ -36,7 +38,7 @@ notifications = router.rooms(
     publishes=(ExportReady, ExportFailed),
     history=History(50, ttl=7 * 86400),
     grant=Grant("history"),
-    auto_join=own_room,
+    auto_join=lambda identity: [room_of(identity.user)],
 )
 
 # -- the worker ---------------------------------------------------------------------------------------
@@ -61,9 +63,9 @@ class Exports:
         # The job's id as the key: run twice, it notifies once.
         if job.rows > 1_000_000:
             failed = ExportFailed(f"{job.rows} rows are too many")
-            return await self.publisher.publish(f"user:{job.user}", failed, key=job.id)
+            return await self.publisher.publish(room_of(job.user), failed, key=job.id)
         ready = ExportReady(f"/exports/{job.id}.csv")
-        return await self.publisher.publish(f"user:{job.user}", ready, key=job.id)
+        return await self.publisher.publish(room_of(job.user), ready, key=job.id)
 
 
 async def work(jobs: AsyncIterable[Job], broker: str | Broker) -> list[Published]:
@@ -74,7 +76,7 @@ async def work(jobs: AsyncIterable[Job], broker: str | Broker) -> list[Published
 
 
 async def demo_jobs() -> AsyncIterable[Job]:
-    for job in (Job("a", "ann", 10), Job("b", "ann", 10_000_000), Job("a", "ann", 10)):
+    for job in (Job("a", "org:7/ann", 10), Job("b", "org:7/ann", 10_000_000), Job("a", "org:7/ann", 10)):
         await asyncio.sleep(0)
         yield job
 

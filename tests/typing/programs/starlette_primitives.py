@@ -32,7 +32,7 @@ async def ticker(websocket: WebSocket) -> None:
         attach(
             websocket,
             heartbeat=Heartbeat(interval=25, timeout=10),
-            outbox=Outbox(max_bytes=64 * 1024),
+            outbox=Outbox(limit=64 * 1024),
             limit=Rate(5, burst=10),
             policy=POLICY,
         ) as conn,

@@ -302,6 +302,20 @@ async def test_misuse_of_a_timeout_is_named(clock: ManualClock) -> None:
         t.reschedule(None)
 
 
+async def test_a_timeout_works_inside_a_task_only(clock: ManualClock) -> None:
+    errors: list[Exception] = []
+
+    def outside() -> None:
+        try:
+            timeout(clock, 5).__aenter__().send(None)
+        except RuntimeError as exc:
+            errors.append(exc)
+
+    asyncio.get_running_loop().call_soon(outside)
+    await clock.settle()
+    assert "inside a task" in str(errors[0])
+
+
 async def test_real_loop_clock() -> None:
     clock = LoopClock()
     with pytest.raises(TimeoutError):

@@ -1,0 +1,52 @@
+"""The Python client: connects, comes back, recovers, and says what it could not do (K1, K2).
+
+::
+
+    from rtkit.client import connect
+
+    async with connect("https://example.org/rt", token=get_token) as client:
+        async with client.join("chat:lobby", receives=Said) as room:
+            saved = await room.send(Say("hi"), returns=Saved)
+            async for message in room:  # Message[Said] | Gap
+                ...
+"""
+
+from __future__ import annotations
+
+from ..messages import Message, Page
+from ..position import Gap, Position
+from .client import Client
+from .connecting import connect
+from .feeds import Feed
+from .options import Policy
+from .room import RoomClient
+from .transport import Dialer, DialFailed, Wire, WireClosed
+from .values import ClientStatistics, RoomStatistics, Signal, State, Unsubscribed
+from .websocket import WebSocketDialer
+
+__all__ = [
+    # connecting
+    "Client",
+    "Policy",
+    "State",
+    "connect",
+    # rooms
+    "RoomClient",
+    "Unsubscribed",
+    # what they bring
+    "Feed",
+    "Gap",
+    "Message",
+    "Page",
+    "Position",
+    "Signal",
+    # what they have seen
+    "ClientStatistics",
+    "RoomStatistics",
+    # the pipe below
+    "DialFailed",
+    "Dialer",
+    "WebSocketDialer",
+    "Wire",
+    "WireClosed",
+]

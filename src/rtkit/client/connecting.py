@@ -1,0 +1,95 @@
+"""The way in: :func:`connect`."""
+
+from __future__ import annotations
+
+import random as _random
+import ssl as _ssl
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import UNSET, Raw
+
+from ..clock import Clock
+from ..primitives.clocks import LoopClock
+from ..schema import encode_value
+from .client import Client
+from .options import Policy, endpoint
+from .tokens import Token, TokenSource
+from .transport import Dialer
+from .websocket import WebSocketDialer
+
+__all__ = ["connect"]
+
+
+def connect(
+    url: str,
+    *,
+    token: Token = None,
+    data: Any = None,
+    headers: Mapping[str, str] | None = None,
+    wait: bool = True,
+    connect_timeout: float | None = None,
+    max_offline: int = 1000,
+    max_size: int = 32 * 1024 * 1024,
+    ssl: _ssl.SSLContext | None = None,
+    proxy: str | bool | None = None,
+    policy: Policy | None = None,
+    dialer: Dialer | None = None,
+    clock: Clock | None = None,
+    random: _random.Random | None = None,
+) -> Client:
+    """A client of the hub at *url*, to be entered with ``async with``.
+
+    ::
+
+        async with connect("https://example.org/rt", token=get_token) as client:
+            async with client.join("chat:lobby", receives=Said) as room:
+                ...
+
+    Nothing happens, and no event loop is needed, until it is entered.
+
+    :param url: of the mounted hub or its WebSocket endpoint. ``http(s)`` is taken as ``ws(s)``, and ``/ws`` is
+        appended unless the path ends in ``/ws`` or ``/connection/websocket``.
+    :param token: a string; or an async function that returns one, or None. The function is called for every
+        connection and to refresh the identity before it expires. What it raises is logged and it is called
+        again after a delay; only a ``ConnectionClosed`` raised by it closes the client for good.
+    :param data: sent when connecting, beside the token; anything that becomes JSON.
+    :param headers: of the WebSocket handshake.
+    :param wait: entering waits until the first connection is authenticated; with False it returns at once,
+        and commands are queued until there is a connection.
+    :param connect_timeout: seconds entering may wait; None for ever, trying again and again.
+    :param max_offline: commands that may wait for an answer; beyond that ``QueueFull`` is raised.
+    :param max_size: bytes of one incoming frame at the most; a larger one closes the client for good.
+    :param ssl: for ``wss://``; the system's certificates without it.
+    :param proxy: URL of a proxy; True takes it from the environment; None uses none.
+    :param policy: delays, timeouts and further bounds.
+    :param dialer: opens the pipe, in place of a WebSocket; then *max_size*, *ssl* and *proxy* mean nothing.
+    :param clock: measures time; the loop's own without it.
+    :param random: draws delays and keys; the system's generator without it.
+    :raises ValueError: for a URL or number that cannot be right.
+    :raises TypeError: for a token that is none of these.
+    :raises InvalidMessage: for *data* that JSON cannot hold.
+    """
+    if max_offline < 1:
+        raise ValueError(f"connect(max_offline=…) is at least 1, not {max_offline!r}")
+    if connect_timeout is not None and not connect_timeout > 0:
+        raise ValueError(f"connect(connect_timeout=…) is positive seconds or None, not {connect_timeout!r}")
+    policy = policy or Policy()
+    clock = clock or LoopClock()
+    if dialer is None:
+        dialer = WebSocketDialer(
+            ssl=ssl, proxy=proxy, max_size=max_size, close_timeout=policy.close_timeout, clock=clock
+        )
+    return Client(
+        endpoint(url),
+        source=TokenSource(token),
+        data=UNSET if data is None else Raw(encode_value(data)),
+        headers=dict(headers or {}),
+        wait=wait,
+        connect_timeout=connect_timeout,
+        max_offline=max_offline,
+        policy=policy,
+        dialer=dialer,
+        clock=clock,
+        random=random or _random.SystemRandom(),
+    )
