@@ -72,7 +72,7 @@ def _start(module: str, *args: str) -> subprocess.Popen[str]:
 
 def _output(process: subprocess.Popen[str]) -> str:
     out, err = process.communicate()
-    assert process.returncode == 1, f"{process.args}: exit {process.returncode}\n{out[-2000:]}{err[-2000:]}"
+    assert process.returncode == 1, f"{process.args!r}: exit {process.returncode}\n{out[-2000:]}{err[-2000:]}"
     return out
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 import httpx2
@@ -38,7 +38,7 @@ async def the_next(room: RoomClient[M]) -> Message[M]:
 
 
 @contextlib.asynccontextmanager
-async def served(app: Any) -> AsyncIterator[str]:
+async def served(app: Any) -> AsyncGenerator[str]:
     async with asyncio.timeout(30), serve_asgi(app) as port:
         yield f"http://127.0.0.1:{port}"
 

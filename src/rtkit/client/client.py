@@ -135,6 +135,7 @@ class Client:
         if self.state is not State.IDLE or self._core.entered:
             raise NotRunning("a client can be entered once; call connect() again")
         self._core.enter()
+        self._supervisor.start()
         _ = self._tasks.spawn(self._supervisor.run, name="rtkit client: connect")
         if self._wait:
             try:

@@ -135,6 +135,10 @@ class Supervisor:
 
     # -- life ----------------------------------------------------------------------------------------
 
+    def start(self) -> None:
+        """From now on there is a client; :meth:`run` follows."""
+        self._set(State.CONNECTING)
+
     async def run(self) -> None:
         """Connect and reconnect until it is over for good."""
         while True:
@@ -286,7 +290,7 @@ class Supervisor:
                 frames, again = engine.take(clock.monotonic(), clock.boottime())
                 for frame in frames:
                     await wire.send(frame)
-                if not frames:
+                if not frames and not engine.said_bye:
                     await self._bell.wait(clock, again)
         except WireClosed:
             pass  # the reader gets to know why

@@ -9,6 +9,7 @@ from .. import codes
 from ..brokers import StateBroker
 from ..errors import NotSupported, Reject, Unavailable
 from ..identity import Credentials, Grant, Identity
+from ..primitives.clocks import timeout
 from ..transports import Handshake
 from .context import Context
 from .handle import Room
@@ -67,13 +68,15 @@ class Authority:
         """The gates, then the family's grant.
 
         :raises Reject: when the application says no.
+        :raises TimeoutError: when it says nothing for as long as a handler may take.
         """
-        for gate in family.around.gates:
-            await gate(ctx)
-        if family.rooms.authorize_hook is None:
-            assert family.rooms.grant is not None  # checked at start
-            return family.rooms.grant
-        grant = await family.rooms.authorize_hook(ctx)
+        async with timeout(self._engine.clock, self._engine.limits.handler_timeout):
+            for gate in family.around.gates:
+                await gate(ctx)
+            if family.rooms.authorize_hook is None:
+                assert family.rooms.grant is not None  # checked at start
+                return family.rooms.grant
+            grant = await family.rooms.authorize_hook(ctx)
         if not isinstance(grant, Grant):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"authorize of {family.pattern.text!r} returned {type(grant).__name__}, not a Grant; "

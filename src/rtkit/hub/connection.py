@@ -320,7 +320,7 @@ class Connection:
         if self._expiry_deadline is not None:
             self._expiry_deadline.cancel()
             self._expiry_deadline = None
-        if self.session is None or self.session.identity.expires_at is None:
+        if self.closing or self.session is None or self.session.identity.expires_at is None:
             return
         clock = self.engine.clock
         left = max(0.0, self.session.identity.expires_at - clock.time())

@@ -50,13 +50,17 @@ async def connect(connection: Connection, command: Command) -> None:
         return
     data = None if isinstance(body.data, UnsetType) else loads(bytes(body.data), _any)
     try:
-        async with timeout(engine.clock, engine.limits.auth_timeout):
+        async with timeout(engine.clock, engine.limits.auth_timeout) as limit:
             identity = await engine.authority.authenticate(connection.handshake, body.token, data)
     except Reject as error:
         connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
         _close_unauthenticated(connection, error)
         return
     except Exception as error:
+        if isinstance(error, TimeoutError) and limit.expired():
+            logger.warning("authenticate took more than %s s", engine.limits.auth_timeout)
+            connection.close(codes.STALE, "not authenticated in time")
+            return
         reference = secrets.token_hex(4)
         logger.exception("authenticate failed, reference %s", reference, exc_info=error)
         connection.error(command.id, codes.INTERNAL, f"internal error (reference {reference})")

@@ -166,7 +166,7 @@ async def test_first_connection_is_tried_again_and_again() -> None:
     server = FakeServer()
     server.refuse = [OSError("down"), DialFailed("busy", window=(3, 3)), TimeoutError()]
     task = asyncio.create_task(server.client().__aenter__())
-    await server.pass_(60)
+    await server.pass_(10)
     client = await task
     assert len(server.dials) == 4
     await client.aclose()
@@ -334,8 +334,10 @@ async def test_a_stall_of_ours_is_not_the_servers_silence() -> None:
         await server.pass_(2)
         assert client.state == "connected"
         server.clock.stall(40)
+        await server.pass_(0.9)
+        assert client.client_id == "c1"
         await server.pass_(2)
-        assert client.state == "waiting"
+        assert client.client_id == "c2"
 
 
 async def test_garbage_ends_the_connection_not_the_client() -> None:

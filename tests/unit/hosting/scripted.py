@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 from typing import Any
 
 from rtkit.hosting.asgi import AsgiHost
 from rtkit.testing.clock import ManualClock
 from rtkit.transports import Driver, Handshake, Refused, Transport
 
-EXTENSIONS = {"websocket.http.response": {}}
+EXTENSIONS: dict[str, Any] = {"websocket.http.response": {}}
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("WHO", default="nobody")
 
 
@@ -115,7 +115,7 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def nothing() -> AsyncIterator[None]:
+async def nothing() -> AsyncGenerator[None]:
     yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
 import pytest
@@ -267,7 +267,7 @@ async def test_lifespan_runs_the_context_manager() -> None:
     log: list[str] = []
 
     @contextlib.asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
+    async def lifespan() -> AsyncGenerator[None]:
         log.append("up")
         yield
         log.append("down")
@@ -282,7 +282,7 @@ async def test_lifespan_runs_the_context_manager() -> None:
 @pytest.mark.parametrize("phase", ["startup", "shutdown"])
 async def test_a_failing_lifespan_says_why(phase: str, caplog: pytest.LogCaptureFixture) -> None:
     @contextlib.asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
+    async def lifespan() -> AsyncGenerator[None]:
         if phase == "startup":
             raise BrokerUnavailable("no redis at all")
         yield
@@ -300,7 +300,7 @@ async def test_a_cancelled_lifespan_still_shuts_down() -> None:
     log: list[str] = []
 
     @contextlib.asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
+    async def lifespan() -> AsyncGenerator[None]:
         try:
             yield
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import fastapi
@@ -53,7 +53,9 @@ class Served:
         driver.on_lost = lambda: self._losses.put_nowait(driver.losses[-1])
 
     @contextlib.asynccontextmanager
-    async def run(self, wrap: Callable[[Any], Any] = lambda app: app, **config: Any) -> AsyncIterator[Served]:
+    async def run(
+        self, wrap: Callable[[Any], Any] = lambda app: app, **config: Any
+    ) -> AsyncGenerator[Served]:
         async with serve_asgi(wrap(self), ws_per_message_deflate=False, **config) as self.port:
             yield self
         statistics = self.host.statistics()

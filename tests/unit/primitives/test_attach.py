@@ -266,7 +266,7 @@ async def test_a_client_that_vanishes(kind: Kind) -> None:
         await host.ended.wait()
     assert host.conn.close_code in (1005, 1006)  # uvicorn says 1005
     with pytest.raises(NotRunning):
-        host.conn._tasks.spawn(asyncio.sleep, 0)
+        _ = host.conn._tasks.spawn(asyncio.sleep, 0)
 
 
 async def test_a_client_that_vanishes_while_the_host_only_sends(kind: Kind) -> None:

@@ -142,7 +142,7 @@ async def test_after_close_spawn_raises_and_makes_no_coroutine(clock: ManualCloc
     tasks = Tasks(name="feed", clock=clock)
     await tasks.aclose()
     with pytest.raises(NotRunning, match="feed"):
-        tasks.spawn(forever)
+        _ = tasks.spawn(forever)
 
 
 async def test_survivors_are_named(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,7 +202,7 @@ async def test_limit(clock: ManualClock) -> None:
         first = tasks.spawn(forever)
         _ = tasks.spawn(forever)
         with pytest.raises(SlowDown, match="2"):
-            tasks.spawn(forever)
+            _ = tasks.spawn(forever)
         first.cancel()
         await clock.settle()
         _ = tasks.spawn(forever)
@@ -218,4 +218,4 @@ def test_a_bad_limit_is_named() -> None:
 
 def test_spawn_outside_a_loop() -> None:
     with pytest.raises(RuntimeError, match="loop"):
-        Tasks().spawn(forever)
+        _ = Tasks().spawn(forever)
