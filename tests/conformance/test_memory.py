@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from rtkit.brokers import MemoryBackend, MemoryBroker
@@ -15,7 +15,7 @@ class TestMemory(StreamBrokerSuite, StateBrokerSuite):
     dedupe_window = 300.0
 
     @asynccontextmanager
-    async def cluster(self) -> AsyncIterator[Callable[[], MemoryBroker]]:
+    async def cluster(self) -> AsyncGenerator[Callable[[], MemoryBroker]]:
         self.clock = ManualClock()
         backend = MemoryBackend(clock=self.clock)
         yield lambda: MemoryBroker(backend)

@@ -13,7 +13,21 @@ PAGE = "docs/reference/spec.md"
 MARKED = dict(re.findall(r"^- \*\*([A-Z]\d+)\*\* \*(built|in part)\*", prose(PAGE), flags=re.M))
 UNBUILT = {row["point"] for row in table(PAGE, "point", "what is missing")}
 #: How many points each letter has.
-POINTS = {"C": 5, "T": 11, "W": 5, "H": 10, "D": 5, "A": 5, "F": 5, "B": 9, "M": 4, "L": 3, "K": 4, "P": 4, "X": 2}
+POINTS = {
+    "C": 5,
+    "T": 11,
+    "W": 5,
+    "H": 10,
+    "D": 5,
+    "A": 5,
+    "F": 5,
+    "B": 9,
+    "M": 4,
+    "L": 3,
+    "K": 4,
+    "P": 4,
+    "X": 2,
+}
 
 SOURCES = {
     path: path.read_text()
@@ -45,7 +59,7 @@ def test_what_is_in_part_says_what_is_missing() -> None:
     points = re.split(r"^- (?=\*\*)|^## ", prose(PAGE), flags=re.M)
     for text in points:
         if "*in part*" in text.partition("\n")[0]:
-            assert "Not yet:" in text, text.partition("\n")[0]
+            assert "Not yet:" in " ".join(text.split()), text.partition("\n")[0]
 
 
 def test_what_the_code_cites_exists() -> None:

@@ -63,7 +63,9 @@ async def test_part_2_talks_to_part_1() -> None:
     server = with_handler_of_part_2()
     async with serve_asgi(server.app, lifespan="on") as port:
         client = load(
-            "client", list(blocks(CLIENT, "python", "client")), lambda source: source.replace("8000", str(port))
+            "client",
+            list(blocks(CLIENT, "python", "client")),
+            lambda source: source.replace("8000", str(port)),
         )
         client.Saved = server.Saved
         assert await client.send_and_tell("first") == 1
@@ -106,14 +108,15 @@ async def test_part_1_keeps_people_out() -> None:
         async with connect(url, token=await server.login("ann")) as ann:
             with pytest.raises(CallError, match="for staff"):
                 await ann.join("chat:staff")
-        async with connect(url, token=await server.login("boss")) as boss:
-            async with boss.join("chat:staff"):
-                pass
+        async with connect(url, token=await server.login("boss")) as boss, boss.join("chat:staff"):
+            pass
 
 
 def handler_tests() -> list[str]:
     source = "\n".join(block.text for block in blocks(TESTING, "python", "test"))
-    return [line.split()[2].split("(")[0] for line in source.splitlines() if line.startswith("async def test")]
+    return [
+        line.split()[2].split("(")[0] for line in source.splitlines() if line.startswith("async def test")
+    ]
 
 
 @pytest.mark.parametrize("name", handler_tests())

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from rtkit.position import Gap, Position
 from rtkit.streams import CatchUp, Entry, Feed, Meeting, Moved, StreamPage, Verdict, locate
@@ -272,7 +272,7 @@ class Client:
             self.deny("it was told something before it joined")
         return self.position
 
-    def deny(self, what: str) -> None:
+    def deny(self, what: str) -> NoReturn:
         raise Deceived(f"{what}\n  heard: {self.heard}")
 
 
@@ -320,16 +320,20 @@ class ModelRoom:
         if verdict is Verdict.DELIVER:
             self.deliver(Entry(position.offset, payload))
         elif verdict is Verdict.READ and self.subscribed:  # if not, the first page will judge it
-            self.repair()
+            self.repair_soon()
 
     # Duty 3.
-    def repair(self) -> Answer[None]:
-        """Begin a repair unless one is under way; done when continuity is proven."""
-        done = self._repairing
-        if done is None:
-            done = self._repairing = self.world.answer()
-            Task(self._repair(done))
-        return done
+    def repair_soon(self) -> None:
+        """Begin a repair unless one is under way."""
+        if self._repairing is None:
+            self._repairing = self.world.answer()
+            Task(self._repair(self._repairing))
+
+    async def repair(self) -> None:
+        """Return when continuity is proven; whoever needs that at the same time shares the reads."""
+        self.repair_soon()
+        if self._repairing is not None:
+            await self._repairing
 
     async def _repair(self, done: Answer[None]) -> None:
         while self.feed.wants_read:
@@ -440,7 +444,7 @@ class ModelRoom:
         page = await self.hub.read(catch.position, limit=self.world.page_limit)
         self.hand_out(self.feed.extend(page))
         if self.feed.wants_read:
-            self.repair()
+            self.repair_soon()
         return page
 
     @property
@@ -469,7 +473,7 @@ class ModelRoom:
         """Hints may have been missed."""
         self.feed.doubt()
         if self.subscribed:
-            self.repair()
+            self.repair_soon()
 
 
 class ModelHub:
@@ -524,7 +528,10 @@ class ModelHub:
     async def read(self, since: Position | None, *, limit: int) -> StreamPage:
         while True:
             try:
-                return await self.world.request(lambda: self.world.broker.read(since, limit), reading=True)
+                page: StreamPage = await self.world.request(
+                    lambda: self.world.broker.read(since, limit), reading=True
+                )
+                return page
             except Unreachable:
                 continue  # the hub waits before it tries again
 

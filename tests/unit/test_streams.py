@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def page(
     return StreamPage(epoch, top, floor, start, entries(range(start + 1, end + 1), epoch), lost)
 
 
-def feed_at(offset: int, epoch: str = "A", **options: int) -> Feed:
+def feed_at(offset: int, epoch: str = "A", **options: Any) -> Feed:
     feed = Feed(**options)
     feed.reading()
     feed.absorb(page(offset, offset, epoch=epoch))
@@ -384,7 +385,7 @@ class TestFeed:
         assert feed.absorb(page(5, 8, top=9)).entries == entries([6, 7, 8, 9])
 
     @pytest.mark.parametrize("options", [{"max_held": 2}, {"max_held_size": 6}])
-    def test_what_it_cannot_hold_it_reads(self, options: dict[str, int]) -> None:
+    def test_what_it_cannot_hold_it_reads(self, options: dict[str, Any]) -> None:
         feed = feed_at(4, **options)
         feed.doubt()
         feed.reading()
@@ -484,8 +485,8 @@ class TestFeed:
         assert Moved(Gap(0, 0, "A", "epoch"))
 
 
-def catching(since: Position | None, cursor: Position, *, joining: bool = True, **options: int) -> CatchUp:
-    catch = CatchUp(since, joining=joining, **options)  # type: ignore[arg-type]
+def catching(since: Position | None, cursor: Position, *, joining: bool = True, **options: Any) -> CatchUp:
+    catch = CatchUp(since, joining=joining, **options)
     catch.begin(cursor)
     return catch
 
@@ -528,7 +529,7 @@ class TestCatchUp:
         assert catch.meet(at(5)) == (Meeting.LIVE, entries([5]))
 
     @pytest.mark.parametrize("options", [{"max_buffered": 2}, {"max_buffered_size": 4}])
-    def test_what_it_cannot_buffer_it_reads(self, options: dict[str, int]) -> None:
+    def test_what_it_cannot_buffer_it_reads(self, options: dict[str, Any]) -> None:
         catch = catching(at(4), at(4), **options)
         for entry in entries([5, 6, 7, 8]):
             catch.offer(entry)

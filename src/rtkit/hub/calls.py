@@ -186,12 +186,12 @@ async def _call(
 ) -> None:
     """Run a handler and answer with what it returns."""
     message = procedure.codec.decode(data)
-    run = Run(connection.engine.hub, session.identity.user, key)
     outside = target.startswith("rpc\n")
+    run = Run(connection.engine.hub, session.identity.user, key, target if outside else ctx.where)
     ctx = Context(
         hub=ctx.hub,
         session=session,
-        room=None if outside else ctx.room.bound(session, run),
+        room=None if outside else ctx.room,
         data=message,
         key=key,
         resumed=session.resumed,
@@ -216,6 +216,8 @@ async def _run(
     ctx: Context[Any, Any], procedure: Procedure, around: Around, message: Any, run: Run
 ) -> Raw | UnsetType:
     engine = ctx.session.engine
+    task = asyncio.current_task()
+    cancelling = 0 if task is None else task.cancelling()
     token = current_run.set(run)
     try:
         async with timeout(engine.clock, engine.limits.handler_timeout):
@@ -223,20 +225,32 @@ async def _run(
         return UNSET if result is None else Raw(encode_value(result))
     except Reject:
         raise
-    except asyncio.CancelledError:
-        raise
+    except asyncio.CancelledError as error:
+        if task is None or task.cancelling() > cancelling:
+            raise
+        # Nobody cancelled us: the handler awaited something that was cancelled.
+        failure = RuntimeError("the handler let a CancelledError through that was not meant for it")
+        failure.__cause__ = error
+        raise await _failed(ctx, procedure, around, failure) from None
     except Exception as error:
-        reference = secrets.token_hex(4)
-        extra = {"session": ctx.session.id, "user": ctx.user, "room": ctx.where}
-        logger.exception(
-            "handler %s failed, reference %s", procedure.name, reference, exc_info=error, extra=extra
-        )
-        engine.counters.add("handler_errors")
-        for hook in around.error_hooks:
-            try:
-                await hook(ctx, error)
-            except Exception as second:
-                logger.exception("an error hook failed", exc_info=second)
-        raise Reject(f"internal error (reference {reference})", code=codes.INTERNAL) from None
+        raise await _failed(ctx, procedure, around, error) from None
     finally:
         current_run.reset(token)
+
+
+async def _failed(ctx: Context[Any, Any], procedure: Procedure, around: Around, error: Exception) -> Reject:
+    """Log it once, tell the application's error hooks, and return what the client is told (L3)."""
+    engine = ctx.session.engine
+    reference = secrets.token_hex(4)
+    extra = {"session": ctx.session.id, "user": ctx.user, "room": ctx.where}
+    logger.exception(
+        "handler %s failed, reference %s", procedure.name, reference, exc_info=error, extra=extra
+    )
+    engine.counters.add("handler_errors")
+    for hook in around.error_hooks:
+        try:
+            async with timeout(engine.clock, engine.limits.handler_timeout):
+                await hook(ctx, error)
+        except Exception as second:
+            logger.exception("an error hook failed", exc_info=second)
+    return Reject(f"internal error (reference {reference})", code=codes.INTERNAL)

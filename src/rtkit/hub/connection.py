@@ -202,6 +202,10 @@ class Connection:
                 pending.popleft()
                 if self._paused and len(pending) <= self.engine.limits.max_pending // 2:
                     self._resume()
+        except BaseException:
+            # Not to be answered any more: the client shall know, and send again what it has no answer to.
+            self.close(codes.INTERNAL_CLOSE, "internal error")
+            raise
         finally:
             self._pending = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from .hub import Hub
     from .session import Session
 
-__all__ = ["Context", "Handler", "Hook", "Run", "current_run"]
+__all__ = ["Context", "Handler", "Hook", "Run", "current_run", "outside_runs"]
 
 C = TypeVar("C", default=Any)
 M = TypeVar("M", default=Any)
@@ -89,19 +90,34 @@ Handler: TypeAlias = Callable[[Context[C, M], P], Awaitable[R]]
 class Run:
     """Numbers the publications of one handler run, so that a resend repeats their keys (H7)."""
 
-    __slots__ = ("count", "hub", "key", "user")
+    __slots__ = ("count", "hub", "key", "user", "where")
 
-    def __init__(self, hub: Hub[Any], user: str, key: str | None) -> None:
+    def __init__(self, hub: Hub[Any], user: str, key: str | None, where: str) -> None:
         self.hub = hub
         self.user = user
         self.key = key
+        self.where = where  # the room, or the procedure: keys belong to it
         self.count = 0
 
-    def next_key(self) -> str | None:
-        """The key of this run's next publication; None when the command had no key."""
+    def next_key(self, *, elsewhere: bool) -> str | None:
+        """The key of this run's next publication; None when the command had no key.
+
+        :param elsewhere: it is not published as ``ctx.room``. Other users, and other rooms, may publish to the
+            same place under the same key, so there it is told from theirs.
+        """
         self.count += 1
-        return None if self.key is None else f"{self.key}/{self.count}"
+        if self.key is None:
+            return None
+        key = f"{self.key}/{self.count}"
+        return f"{self.user}\n{self.where}\n{key}" if elsewhere else key
 
 
 #: The handler run that the current task works for.
 current_run: ContextVar[Run | None] = ContextVar("rtkit_run", default=None)
+
+
+def outside_runs(hub: Hub[Any]) -> contextvars.Context:
+    """A copy of the present context for a task of its own: what it publishes is not numbered with a run."""
+    context = contextvars.copy_context()
+    context.run(current_run.set, Run(hub, "", None, ""))
+    return context

@@ -7,7 +7,6 @@ bound to a loop or a process exists before or after (api 10).
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -31,7 +30,7 @@ from ..streams import StreamPage
 from ..wire import Envelope, Publication, Window, dumps
 from .authority import Authority
 from .connection import Connection
-from .context import Context
+from .context import Context, outside_runs
 from .greeting import refresh_push
 from .handle import Room
 from .local import LocalRoom, Member
@@ -145,23 +144,17 @@ class Engine:
 
     def spawn(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """Run *func* in a task that nobody waits for and that dies with the hub at the latest."""
-        _ = self.tasks.spawn(func, *args)
+        _ = self.tasks.spawn(func, *args, context=outside_runs(self.hub))
 
     def work(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """The same for commands and their handlers: a closing hub lets them end, within its deadline."""
-        task = self.tasks.spawn(func, *args)
+        task = self.tasks.spawn(func, *args, context=outside_runs(self.hub))
         self._working.add(task)
         task.add_done_callback(self._working.discard)
 
     def task(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> asyncio.Task[Any]:
-        """The same, for somebody who waits."""
-        return self.tasks.spawn(func, *args)
-
-    def spawn_in(
-        self, context: contextvars.Context, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any
-    ) -> asyncio.Task[Any]:
-        """The same, in a context."""
-        return self.tasks.spawn(func, *args, context=context)
+        """The same, for somebody who waits, or cancels it."""
+        return self.tasks.spawn(func, *args, context=outside_runs(self.hub))
 
     def backoff(self) -> float:
         """Seconds until something that failed for the broker's sake is tried again."""

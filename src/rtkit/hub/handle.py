@@ -16,7 +16,7 @@ from ..publisher import publish, topic_of
 from ..schema import encode_value, message_name
 from ..streams import Entry
 from ..wire import Envelope, Kind
-from .context import Run, current_run
+from .context import current_run
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -35,7 +35,7 @@ class Room(Generic[M]):
     :ivar params: what stands for the placeholders of its pattern, decoded.
     """
 
-    __slots__ = ("_family", "_hub", "_run", "_session", "name", "params")
+    __slots__ = ("_family", "_hub", "_session", "name", "params")
 
     def __init__(
         self,
@@ -45,12 +45,10 @@ class Room(Generic[M]):
         params: Mapping[str, str],
         *,
         session: Session[Any] | None = None,
-        run: Run | None = None,
     ) -> None:
         self._hub = hub
         self._family = family
         self._session = session
-        self._run = run
         self.name = name
         self.params = params
 
@@ -71,11 +69,10 @@ class Room(Generic[M]):
     async def publish_raw(self, data: bytes, *, key: str | None = None) -> Published:
         """Publish what is encoded already; for :meth:`publish` and commands of clients."""
         engine, session = self._hub.engine, self._session
-        run = self._run or current_run.get()
+        run = current_run.get()
         user, client = ("", "") if session is None else (session.identity.user, session.id)
-        if key is None and run is not None and (key := run.next_key()) is not None and not user:
-            # Two users' keys must not meet in a room that both of their handlers publish to.
-            key = f"{run.user}\n{key}"
+        if key is None and run is not None:
+            key = run.next_key(elsewhere=session is None)
         published = await publish(
             engine.broker,
             self._family,
@@ -159,10 +156,6 @@ class Room(Generic[M]):
             await engine.authority.ban(self.name, user, ban)
         envelope = Envelope(v=1, kind=Kind.KICK, user=user, code=codes.UNSUBSCRIBED, reason=reason)
         await engine.broker.publish(topic_of(self.name), envelope.encode())
-
-    def bound(self, session: Session[Any], run: Run) -> Room[M]:
-        """The same room, for one run of a handler."""
-        return Room(self._hub, self._family, self.name, self.params, session=session, run=run)
 
     def __repr__(self) -> str:
         return f"<Room {self.name!r}>"

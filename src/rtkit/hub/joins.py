@@ -60,8 +60,8 @@ async def join(
     data = None
     if body is not None and not isinstance(body.data, UnsetType):
         data = loads(bytes(body.data), _any)
-    run = Run(engine.hub, session.identity.user, None)
-    room = Room[Any](engine.hub, family, name, params, session=session, run=run)
+    run = Run(engine.hub, session.identity.user, None, name)
+    room = Room[Any](engine.hub, family, name, params, session=session)
     ctx = Context(hub=engine.hub, session=session, room=room, data=data, key=None, resumed=session.resumed)
     async with timeout(engine.clock, engine.limits.handler_timeout):
         grant = await engine.authority.permit(ctx, family)

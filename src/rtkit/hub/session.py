@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
@@ -15,7 +14,6 @@ from .. import codes
 from ..identity import Identity
 from ..schema import encode_value, message_name
 from ..wire import MessagePush, Push, Reply, dumps
-from .context import current_run
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -71,10 +69,7 @@ class Session(Generic[C]):
 
         An exception in it is logged, and ends nothing else.
         """
-        # A copy of the context without the run: what a background task publishes is not numbered with it.
-        context = contextvars.copy_context()
-        context.run(current_run.set, None)
-        task = self.engine.spawn_in(context, _run, func, args)
+        task = self.engine.task(_run, func, args)
         if self._tasks is None:
             self._tasks = set()
         self._tasks.add(task)
@@ -83,14 +78,15 @@ class Session(Generic[C]):
     def send(self, message: object) -> bool:
         """Send to this session only, at most once; what must arrive goes to a personal room (H9).
 
-        :return: False when it could not be queued, as while the client is not connected.
+        :return: False when it could not be queued: the client is not connected, or too far behind.
         :raises InvalidMessage: for a value that JSON cannot hold.
         """
         connection = self.connection
         if connection is None:
             return False
-        data = application_data(message)
-        return connection.control(dumps(Reply(push=Push(message=MessagePush(data)))))
+        unit = dumps(Reply(push=Push(message=MessagePush(application_data(message)))))
+        # In a lane of its own: however many there are, the reserve is for replies (D1).
+        return connection.push(("message",), unit, "drop_newest") is None
 
     async def close(self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "") -> None:
         """End the session's connection, and tell the client why. The session ends with it.

@@ -1,0 +1,167 @@
+"""The how-to pages' code runs, and so does the front page's."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from typing import Any
+
+import httpx2
+import pytest
+import websockets.asyncio.client
+import websockets.asyncio.server
+
+from rtkit import Identity
+from rtkit.client import connect
+from rtkit.testing import TestHub
+from tests.docs.blocks import ROOT, Block, blocks
+from tests.support.servers import serve_asgi
+
+MOUNT = "docs/how-to/mount.md"
+PRIMITIVES = "docs/how-to/primitives.md"
+BROKER = "docs/how-to/write-a-broker.md"
+
+
+def run(*sources: Block) -> Any:
+    module = types.ModuleType("page")
+    for block in sources:
+        exec(block.code(), vars(module))
+    return module
+
+
+# -- mounting -----------------------------------------------------------------------------------------
+
+APPS = list(blocks(MOUNT, "python", "app"))
+
+
+@pytest.mark.parametrize("block", APPS, ids=[f"line {block.line}" for block in APPS])
+async def test_it_is_served_and_joined(block: Block) -> None:
+    page = run(block)
+    async with serve_asgi(page.app, lifespan="on") as port:
+        assert page.hub.statistics().running
+        mount = "" if page.app is page.hub else "/rt"
+        base = f"http://127.0.0.1:{port}"
+        async with (
+            connect(base + mount) as client,
+            client.join("lobby") as room,
+            httpx2.AsyncClient() as http,
+        ):
+            assert (await http.get(f"{base}{mount}/ready")).status_code == 204
+            if hasattr(page, "announce"):
+                assert (await http.post(f"{base}/announce?text=news")).json() == 1
+                assert (await http.post(f"{base}/announce-from-a-thread?text=more")).status_code == 200
+            else:
+                await room.send("news")
+            async with asyncio.timeout(5):
+                assert (await anext(room)).data == "news"
+    assert not page.hub.statistics().running
+
+
+def test_the_other_lifespan_sets_the_state() -> None:
+    assert sum("hub.state = " in block.text for block in APPS) == 1
+
+
+# -- primitives ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["starlette", "websockets"])
+def test_the_page_is_the_example(kind: str) -> None:
+    (block,) = blocks(PRIMITIVES, "python", kind)
+    example = (ROOT / f"examples/primitives_{kind}.py").read_text()
+    code = example.partition('"""\n\n')[2].partition('\n\nif __name__ == "__main__":')[0]
+    assert block.text.strip() == code.strip()
+
+
+async def hear_each_other(url: str) -> None:
+    async with (
+        asyncio.timeout(5),
+        websockets.asyncio.client.connect(url) as ann,
+        websockets.asyncio.client.connect(url) as bob,
+    ):
+        await ann.send("hello")
+        assert await ann.recv() == "hello"
+        await bob.send("and hello")
+        assert await ann.recv() == "and hello"
+
+
+async def test_a_chat_on_starlette() -> None:
+    page = run(*blocks(PRIMITIVES, "python", "starlette"))
+    async with serve_asgi(page.app) as port:
+        await hear_each_other(f"ws://127.0.0.1:{port}/ws")
+
+
+async def test_a_chat_on_websockets() -> None:
+    page = run(*blocks(PRIMITIVES, "python", "websockets"))
+    async with websockets.asyncio.server.serve(page.chat, "127.0.0.1", 0, ping_interval=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        await hear_each_other(f"ws://127.0.0.1:{port}/ws")
+
+
+def test_the_parts_exist() -> None:
+    import re
+
+    from rtkit import primitives
+    from tests.docs.blocks import table
+
+    for row in table(PRIMITIVES, "part", "for"):
+        for name in re.findall(r"`(\w+)`", row["part"]):
+            assert hasattr(primitives, name)
+
+
+# -- brokers ------------------------------------------------------------------------------------------
+
+bus_page = run(*blocks(BROKER, "python", "broker"), *blocks(BROKER, "python", "test"))
+#: The page's own suite, collected by pytest: the page's broker keeps its promises.
+TestBus = bus_page.TestBus
+
+
+async def test_two_hubs_on_the_pages_broker() -> None:
+    page = run(*blocks(BROKER, "python", "broker"), *blocks(BROKER, "python", "use"))
+    async with TestHub(page.first) as one, TestHub(page.second) as two:
+        ann, bob = await one.connect(Identity("ann")), await two.connect(Identity("bob"))
+        async with ann.join("lobby") as hers, bob.join("lobby") as his:
+            await hers.send("hello")
+            assert (await two.next(his)).data == "hello"
+
+
+def test_the_protocols_have_these_methods() -> None:
+    import re
+
+    from rtkit import brokers
+    from tests.docs.blocks import table
+
+    known: set[str] = set()
+    for row in table(BROKER, "protocol", "methods", "what hubs can do with it"):
+        protocol = getattr(brokers, row["protocol"].strip("`"))
+        listed = set(re.findall(r"`(\w+)`", row["methods"]))
+        known = known if known else listed
+        has = {name for name in dir(protocol) if not name.startswith("_")}
+        assert has == listed | known
+
+
+# -- the front page -----------------------------------------------------------------------------------
+
+
+async def test_the_front_pages_chat() -> None:
+    page = run(*blocks("README.md", "python", "server"))
+    (client,) = blocks("README.md", "python", "client")
+    async with serve_asgi(page.app, lifespan="on") as port:
+        source = client.text.replace("8000", str(port))
+        exec(Block(client.page, client.line, client.info, source).code(), vars(page))
+        printed: asyncio.Queue[str] = asyncio.Queue()
+        page.print = printed.put_nowait
+        talking = [asyncio.create_task(page.talk(name)) for name in ("ann", "bob")]
+        try:
+            async with asyncio.timeout(5):
+                # Each hears both, whoever came first: `rewind` brings what was said before.
+                heard = sorted([await printed.get() for _ in range(4)])
+            assert heard == ["ann: hello", "ann: hello", "bob: hello", "bob: hello"]
+        finally:
+            for task in talking:
+                task.cancel()
+            await asyncio.wait(talking)
+
+
+def test_the_server_is_about_thirty_lines() -> None:
+    (server,) = blocks("README.md", "python", "server")
+    assert len([line for line in server.text.splitlines() if line.strip()]) <= 30
