@@ -160,25 +160,35 @@ step = st.one_of(
     count=st.sampled_from([5, 40, 2000]),
     ttl=st.sampled_from([20.0, 100_000.0]),
     faulty=st.booleans(),
+    max_queue=st.sampled_from([50, 100_000]),
     seed=st.integers(0, 2**16),
 )
-@example(steps=[("offline", 60), ("publish", 5)], count=5, ttl=20.0, faulty=False, seed=0)
+@example(steps=[("offline", 60), ("publish", 5)], count=5, ttl=20.0, faulty=False, max_queue=50, seed=0)
 @example(
     steps=[("cut after frames", 0), ("new epoch", 1), ("burst", 50)],
     count=40,
     ttl=100_000.0,
     faulty=False,
+    max_queue=100_000,
     seed=1,
 )
+@example(
+    steps=[("freeze", 200), ("publish", 5), ("cut after frames", 2), ("as time passes", 60)],
+    count=2000,
+    ttl=100_000.0,
+    faulty=True,
+    max_queue=100_000,
+    seed=3,
+)
 async def test_every_message_once_and_in_order_or_a_true_gap(
-    steps: list[tuple[str, int]], count: int, ttl: float, faulty: bool, seed: int
+    steps: list[tuple[str, int]], count: int, ttl: float, faulty: bool, max_queue: int, seed: int
 ) -> None:
     broker = FaultyBroker(seed) if faulty else MemoryBroker()
     async with TestHub(make_hub(count, ttl, broker), seed=seed) as t:
         world = World(t)
         await world.epoch()
         ann = await t.connect(Identity("ann"), network=2000)
-        joining = ann.join(ROOM, receives=Said, max_queue=50)
+        joining = ann.join(ROOM, receives=Said, max_queue=max_queue)
         entering = t.spawn(joining.joined)
         await t.clock.advance(5)
         assert entering.done()

@@ -226,8 +226,9 @@ class Engine:
 
     async def started(self, session: Session[Any]) -> None:
         """Run the application's ``on_session_start``."""
-        for hook in self.hub.start_hooks:
-            await hook(self._context(session))
+        async with timeout(self.clock, self.limits.handler_timeout):
+            for hook in self.hub.start_hooks:
+                await hook(self._context(session))
 
     def dropped(self, connection: Connection) -> None:
         """The host has let go of the transport."""
@@ -319,8 +320,15 @@ class Engine:
             room = self.rooms[name] = LocalRoom(self, name, family, params)
         return room
 
-    def leave(self, member: Member, *, joined: bool = True) -> None:
-        """A member leaves its room; *joined* is False when it never quite came in."""
+    def entered(self, member: Member) -> None:
+        """The application knows of the member, and will be told when it leaves, or now if it has left."""
+        if not member.entered:
+            member.entered = True
+            if member.left:
+                self._tell_left(member)
+
+    def leave(self, member: Member) -> None:
+        """A member leaves its room, or gives up joining it."""
         if member.left:
             return
         room, session = member.room, member.session
@@ -329,7 +337,11 @@ class Engine:
             del session.rooms[room.name]
         if not (room.live or room.outside):
             self.spawn(self._close_room, room)
-        if joined and room.family.rooms.leave_hook is not None:
+        if member.entered:
+            self._tell_left(member)
+
+    def _tell_left(self, member: Member) -> None:
+        if member.room.family.rooms.leave_hook is not None:
             self.spawn(self._run_leave_hook, member)
 
     async def _close_room(self, room: LocalRoom) -> None:

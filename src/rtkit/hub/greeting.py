@@ -75,16 +75,19 @@ async def connect(connection: Connection, command: Command) -> None:
         subs = await _auto_join(connection, session, body)
         await engine.started(session)
     except Reject as error:
+        connection.outbox.clear()  # nothing of a session that does not come about
         connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
         connection.close(codes.NOT_PERMITTED_CLOSE, "not permitted")
         return
     except Unavailable as error:
         logger.warning("%s", error)
+        connection.outbox.clear()
         connection.error(command.id, codes.INTERNAL, "the broker is not available", retry_after=1.0)
         connection.close(codes.INTERNAL_CLOSE, "the broker is not available")
         return
     except Exception as error:
         logger.exception("a session could not start", exc_info=error)
+        connection.outbox.clear()
         connection.error(command.id, codes.INTERNAL, "internal error")
         connection.close(codes.INTERNAL_CLOSE, "internal error")
         return
@@ -128,7 +131,7 @@ async def _auto_join(
     for family in engine.table.families:
         if family.rooms.auto_join is None:
             continue
-        for name in family.rooms.auto_join(session.identity):
+        for name in dict.fromkeys(family.rooms.auto_join(session.identity)):
             found, _ = engine.lookup(name)
             if found is not family:
                 raise UnknownRoom(f"auto_join of {family.pattern.text!r} named {name!r}, of another family")

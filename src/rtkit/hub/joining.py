@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import UNSET, Raw, UnsetType
 
+from ..errors import Reject
 from ..position import Gap, Position
 from ..streams import CatchUp, Entry, Meeting
 from ..wire import GapBody, SubscribeResult
@@ -42,6 +43,7 @@ class Joining:
         self._data: Raw | UnsetType = UNSET
         self._entries: list[Entry] = []
         self._size = 0
+        self._full = False  # a reply should not hold more
         self._gap: Gap | None = None
         self._next = Meeting.READ
 
@@ -49,11 +51,12 @@ class Joining:
         """Subscribe, begin to buffer, run the hook, and read what was missed.
 
         :raises Unavailable: when the broker cannot be reached.
-        :raises Reject: from the hook.
+        :raises Reject: from the hook, or when the member left meanwhile.
         """
         room, member = self.room, self.member
         room.outside[member] = None
         await room.open()
+        self._check_still_here()
         feed = room.feed
         if feed is not None:
             assert feed.cursor is not None
@@ -64,10 +67,25 @@ class Joining:
             member.outside.begin(feed.cursor)
         if self._hook is not None:
             self._data = await self._hook()
+            room.engine.entered(member)
+
+    def _check_still_here(self) -> None:
+        if self.member.left:
+            raise Reject("taken out of the room while joining")
 
     def _gather(self, entries: Sequence[Entry]) -> None:
-        self._entries.extend(entries)
-        self._size += sum(len(entry.payload) for entry in entries)
+        """Take as many as one reply should hold; the member stands where they end."""
+        catch = self.member.outside
+        assert catch is not None
+        bound = min(REPLY_BYTES, self.room.engine.limits.outbox // 2)
+        for entry in entries:
+            if self._entries and self._size + len(entry.payload) > bound:
+                assert catch.position is not None
+                catch.position = Position(catch.position.epoch, entry.offset - 1)
+                self._full = True
+                return
+            self._entries.append(entry)
+            self._size += len(entry.payload)
 
     def finish(self) -> SubscribeResult | None:
         """Go live and make the reply; None when :meth:`advance` must be awaited first."""
@@ -76,11 +94,12 @@ class Joining:
             return self._finish_without_history()
         catch = member.outside
         assert catch is not None and room.feed.cursor is not None
-        if self._size < REPLY_BYTES:
+        if not self._full:
             self._next, entries = catch.meet(room.feed.cursor)
             if self._next is not Meeting.LIVE:
                 return None
             self._gather(entries)
+        if not self._full:
             member.outside = None
             room.outside.pop(member, None)
             room.live[member] = None
@@ -106,13 +125,21 @@ class Joining:
         if gap is not None:
             # It covers what was gathered before: the member begins at the top.
             self._entries.clear()
+            self._size = 0
             self._gap = gap
         self._gather(entries)
 
     async def complete(self) -> SubscribeResult:
-        """Finish, however often the stream moves on meanwhile."""
+        """Finish, however often the stream moves on meanwhile.
+
+        :raises Unavailable: when the broker cannot be reached.
+        :raises Reject: when the member left meanwhile.
+        """
+        self._check_still_here()
         while (result := self.finish()) is None:
             await self.advance()
+            self._check_still_here()
+        self.room.engine.entered(self.member)
         return result
 
     def _result(self, catch: CatchUp) -> SubscribeResult:

@@ -77,10 +77,8 @@ async def join(
         async with timeout(engine.clock, engine.limits.handler_timeout):
             await joining.run()
         result = await joining.complete()
-        if member.left:
-            raise Reject("taken out of the room while joining")
     except BaseException:
-        engine.leave(member, joined=False)
+        engine.leave(member)
         raise
     engine.authority.watch_grant(member)
     return result

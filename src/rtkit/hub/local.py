@@ -52,10 +52,21 @@ class Member:
     """A session in a room.
 
     :ivar outside: where it stands while it is not live; None when it is.
+    :ivar entered: its ``on_join`` is through, so that ``on_leave`` will have to run.
     :ivar left: it is on its way out; nothing may be done for it any more.
     """
 
-    __slots__ = ("grant", "grant_deadline", "held", "left", "outside", "room", "server_side", "session")
+    __slots__ = (
+        "entered",
+        "grant",
+        "grant_deadline",
+        "held",
+        "left",
+        "outside",
+        "room",
+        "server_side",
+        "session",
+    )
 
     def __init__(self, session: Session[Any], room: LocalRoom, grant: Grant, *, server_side: bool) -> None:
         self.session = session
@@ -64,6 +75,7 @@ class Member:
         self.server_side = server_side
         self.outside: CatchUp | None = None
         self.held: deque[Prepared] | None = None  # a room without history: what came while joining
+        self.entered = False
         self.left = False
         self.grant_deadline: Any = None
 
