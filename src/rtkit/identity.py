@@ -29,11 +29,7 @@ class Identity(Generic[C]):
     :raises ValueError: for a user id that is empty, too long, or has control characters.
     """
 
-    __slots__ = ("claims", "expires_at", "user")
-
-    user: str
-    claims: C
-    expires_at: float | None
+    __slots__ = ("_claims", "_expires_at", "_user")
 
     @overload
     def __init__(self: Identity[None], user: str, *, expires_at: float | None = None) -> None: ...
@@ -44,15 +40,24 @@ class Identity(Generic[C]):
             raise ValueError(
                 f"a user id is 1 to 255 bytes of UTF-8 without control characters, not {user!r:.80}"
             )
-        object.__setattr__(self, "user", user)
-        object.__setattr__(self, "claims", claims)
-        object.__setattr__(self, "expires_at", expires_at)
+        self._user = user
+        self._claims: C = claims
+        self._expires_at = expires_at
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"an Identity is immutable; cannot set {name!r}")
+    @property
+    def user(self) -> str:
+        """The user's id."""
+        return self._user
 
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"an Identity is immutable; cannot delete {name!r}")
+    @property
+    def claims(self) -> C:
+        """What the host knows about the user."""
+        return self._claims
+
+    @property
+    def expires_at(self) -> float | None:
+        """Until when it holds."""
+        return self._expires_at
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Identity):

@@ -17,7 +17,7 @@ from typing_extensions import TypeVar
 from .errors import BadUnit, DeclarationError, InvalidMessage
 from .wire.codec import dumps, loads, recode
 
-__all__ = ["Codec", "Schema", "encode_value", "message_name", "split_event"]
+__all__ = ["Codec", "Schema", "encode_value", "event_of", "message_name", "split_event"]
 
 T = TypeVar("T", default=Any)
 
@@ -39,6 +39,12 @@ def message_name(type_: type[Any], name: str = "") -> str:
     config = getattr(type_, "__struct_config__", None)
     tag = getattr(config, "tag", None)
     return tag if isinstance(tag, str) else type_.__name__
+
+
+def event_of(value: object) -> str:
+    """The event of a message outside the rooms that declare types: its wire name; a plain JSON value has none."""
+    plain = isinstance(value, str | int | float | bool | list | tuple | dict | None)
+    return "" if plain else message_name(type(value))
 
 
 def _is_pydantic(type_: Any) -> bool:
@@ -177,7 +183,8 @@ class Schema:
         if not (known and isinstance(cast(object, type_), type)):
             raise DeclarationError(
                 f"{self.where}: a message is a dataclass, msgspec Struct, TypedDict or pydantic model, "
-                f"not {type_!r}; use object for any JSON"
+                f"not {type_!r}; for several types pass a "
+                f"tuple, (A, B), and for any JSON object"
             )
         name = message_name(type_)
         if name in self._by_name:

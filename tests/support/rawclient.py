@@ -51,6 +51,7 @@ class FakePipe:
         self.waiting: list[bytes] = []
         self.buffered = 0
         self.stalled = False
+        self.choked = 0
         self.paused = False
         self.pauses = 0
         self.closed: tuple[int, str] | None = None
@@ -71,11 +72,19 @@ class FakePipe:
         """The peer reads nothing any more."""
         self.stalled = True
 
+    def choke(self, size: int = 64 * 1024) -> None:
+        """The peer reads nothing, and the buffers in between are full already: the hub can hand on nothing."""
+        self.stalled = True
+        self.choked += size
+        self.buffered += size
+
     def drain(self, frames: int | None = None) -> None:
         """The peer reads so many frames; without a number all there are, and from now on whatever comes."""
         if frames is None:
             self.stalled = False
             frames = len(self.waiting)
+        self.buffered -= self.choked
+        self.choked = 0
         for data in self.waiting[:frames]:
             self.frames.append(data)
             self.buffered -= len(data)

@@ -75,7 +75,19 @@ class MemoryStatistics:
 class _Stream:
     """One topic's stream: its epoch, its top, what is kept of it, and the keys seen lately."""
 
-    __slots__ = ("_first", "_kept", "_stamps", "due", "epoch", "expires", "floor", "history", "keys", "size")
+    __slots__ = (
+        "_first",
+        "_kept",
+        "_stamps",
+        "due",
+        "epoch",
+        "expires",
+        "floor",
+        "history",
+        "keys",
+        "size",
+        "tidied",
+    )
 
     def __init__(self, epoch: str, now: float) -> None:
         self.epoch = epoch
@@ -84,6 +96,7 @@ class _Stream:
         self.history: History | None = None  # the bounds of the last append
         self.expires = now + META_TTL
         self.due = math.inf  # when it is to be tidied
+        self.tidied = -math.inf  # when that was done
         # key -> (position, until); in order of time, since the window is one for all.
         self.keys: OrderedDict[str, tuple[Position, float]] = OrderedDict()
         # Lists, of which the first few are gone: a page is a slice, however long the history is.
@@ -155,10 +168,11 @@ class _Stream:
 class _Hash:
     """The fields of one key, with their values and when their leases end."""
 
-    __slots__ = ("due", "fields")
+    __slots__ = ("due", "fields", "tidied")
 
     def __init__(self) -> None:
         self.due = math.inf
+        self.tidied = -math.inf
         self.fields: dict[str, tuple[bytes, float]] = {}
 
     def get(self, field: str, now: float) -> bytes | None:
@@ -386,6 +400,7 @@ class MemoryBackend:
         self._plan_at(stream, True, topic, stream.next_due())
 
     def _plan_at(self, place: _Stream | _Hash, is_stream: bool, name: str, when: float) -> None:
+        when = max(when, place.tidied + _TIDY_EVERY)
         if when >= place.due:
             return
         place.due = when
@@ -413,25 +428,24 @@ class MemoryBackend:
         stream = self._streams.get(topic)
         if stream is None or stream.due != when:
             return
-        stream.due = math.inf
+        stream.due, stream.tidied = math.inf, now
         if self._has_aged(stream, topic, now):
             del self._streams[topic]
             return
         stream.trim(now, None)
-        self._plan_at(stream, True, topic, max(stream.next_due(), now + _TIDY_EVERY))
+        self._plan(stream, topic)
 
     def _tidy_hash(self, key: str, when: float, now: float) -> None:
         found = self._state.get(key)
         if found is None or found.due != when:
             return
-        found.due = math.inf
+        found.due, found.tidied = math.inf, now
         for field in [field for field, (_, until) in found.fields.items() if until <= now]:
             del found.fields[field]
         if not found.fields:
             del self._state[key]
             return
-        soonest = min(until for _, until in found.fields.values())
-        self._plan_at(found, False, key, max(soonest, now + _TIDY_EVERY))
+        self._plan_at(found, False, key, min(until for _, until in found.fields.values()))
 
     def __repr__(self) -> str:
         return f"<MemoryBackend {len(self._streams)} streams, {len(self._open)} hubs>"

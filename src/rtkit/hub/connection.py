@@ -327,7 +327,7 @@ class Connection:
         if self.closing or self.session is None or self.session.identity.expires_at is None:
             return
         clock = self.engine.clock
-        left = max(0.0, self.session.identity.expires_at - clock.time())
+        left = self.session.identity.expires_at - clock.time()  # negative when it is over: the leeway runs
         when = clock.monotonic() + left + self.engine.limits.refresh_leeway
         self._expiry_deadline = self.engine.deadlines.at(when, self._expire)
 

@@ -440,6 +440,8 @@ class Engine:
         await self.broker.publish(CONTROL, dumps(_Order(v=1, do=do, user=user, code=code, reason=reason)))
 
     def _obey(self, order: _Order) -> None:
+        if order.v != 1:
+            raise BadUnit(f"an order of version {order.v}; this release reads 1")
         if order.do == "check":
             room = self.rooms.get(order.user)
             if room is not None:

@@ -13,7 +13,7 @@ from ..errors import BadUnit, InvalidMessage, NotEnabled
 from ..messages import Member, Message, Page, Published
 from ..position import Position
 from ..publisher import publish, topic_of
-from ..schema import encode_value, message_name
+from ..schema import encode_value, event_of
 from ..streams import Entry
 from ..wire import Envelope, Kind
 from .context import current_run
@@ -96,9 +96,7 @@ class Room(Generic[M]):
         data = Raw(encode_value(message))
         user = self._session.identity.user if self._session is not None else ""
         skip = exclude.id if exclude is not None else ""
-        envelope = Envelope(
-            v=1, kind=Kind.SIGNAL, data=data, event=message_name(type(message)), user=user, skip=skip
-        )
+        envelope = Envelope(v=1, kind=Kind.SIGNAL, data=data, event=event_of(message), user=user, skip=skip)
         self._hub.engine.send_quietly(topic_of(self.name), envelope.encode())
 
     async def history(

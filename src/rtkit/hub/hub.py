@@ -201,6 +201,11 @@ class Hub(Router[C], Generic[C]):
             )
 
     @property
+    def running(self) -> bool:
+        """Whether it has started and not closed."""
+        return self._engine is not None
+
+    @property
     def engine(self) -> Engine:
         """The running parts; for rtkit itself.
 

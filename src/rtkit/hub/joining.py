@@ -24,6 +24,8 @@ class Joining:
 
     :param since: the position to recover from.
     :param rewind: begin this many messages back instead (H8).
+    :param admit: raises ``Reject`` for who may not come in; asked once the room is subscribed, so that whoever is
+        put out after the answer is put out of the room.
     :param hook: returns the join data as JSON; runs after buffering has begun.
     """
 
@@ -33,12 +35,14 @@ class Joining:
         *,
         since: Position | None,
         rewind: int,
+        admit: Callable[[], Awaitable[None]],
         hook: Callable[[], Awaitable[Raw | UnsetType]] | None,
     ) -> None:
         self.member = member
         self.room = member.room
         self.since = since
         self.rewind = rewind if since is None else 0
+        self._admit = admit
         self._hook = hook
         self._data: Raw | UnsetType = UNSET
         self._entries: list[Entry] = []
@@ -56,6 +60,7 @@ class Joining:
         room, member = self.room, self.member
         room.outside[member] = None
         await room.open()
+        await self._admit()
         self._check_still_here()
         feed = room.feed
         if feed is not None:

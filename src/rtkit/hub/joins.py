@@ -63,15 +63,17 @@ async def join(
     run = Run(engine.hub, session.identity.user, None, name)
     room = Room[Any](engine.hub, family, name, params, session=session)
     ctx = Context(hub=engine.hub, session=session, room=room, data=data, key=None, resumed=session.resumed)
-    async with timeout(engine.clock, engine.limits.handler_timeout):
-        grant = await engine.authority.permit(ctx, family)
-        await engine.authority.check_ban(name, session.identity.user)
+    grant = await engine.authority.permit(ctx, family)
     if session.connection is None:
         raise Reject("gone", code=codes.EXPIRED)
     member = Member(session, engine.local(name, family, params), grant, server_side=server_side)
     session.rooms[name] = member
     joining = Joining(
-        member, since=since, rewind=body.rewind if body is not None else 0, hook=_join_hook(ctx, family, run)
+        member,
+        since=since,
+        rewind=body.rewind if body is not None else 0,
+        admit=lambda: engine.authority.check_ban(name, session.identity.user),
+        hook=_join_hook(ctx, family, run),
     )
     try:
         async with timeout(engine.clock, engine.limits.handler_timeout):

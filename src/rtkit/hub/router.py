@@ -16,6 +16,7 @@ from typing_extensions import TypeVar as DefaultTypeVar
 from ..errors import DeclarationError, UsageError
 from ..identity import Grant, Identity
 from ..messages import History
+from ..patterns import Pattern
 from ..primitives.outbox import Overflow
 from ..schema import Codec, Schema, message_name
 from .context import Context, Handler, Hook, current_run
@@ -88,6 +89,7 @@ class Rooms(Generic[C, M]):
 
     def __init__(
         self,
+        router: Router[C],
         pattern: str,
         *,
         schema: Schema,
@@ -96,6 +98,7 @@ class Rooms(Generic[C, M]):
         overflow: Overflow,
         auto_join: Callable[[Identity[C]], Iterable[str]] | None,
     ) -> None:
+        self.router = router
         self.pattern = pattern
         self.schema = schema
         self.grant = grant
@@ -108,15 +111,34 @@ class Rooms(Generic[C, M]):
         self.handlers: dict[str, Procedure] = {}
         self.hubs: WeakSet[Hub[Any]] = WeakSet()
 
+    def name(self, **params: str) -> str:
+        """The name of one room of the family; values are percent-encoded, so that any user id fits.
+
+        For ``auto_join``, workers and whoever else has to name a room: ``rooms.name(user="org:7/ann")``.
+
+        :raises UsageError: for missing, unknown or empty values, or when several routers with different
+            prefixes include the family's.
+        """
+        prefixes = self.router.prefixes()
+        if len(prefixes) != 1:
+            raise UsageError(
+                f"rooms {self.pattern!r} stand below several prefixes: {', '.join(sorted(prefixes))}"
+            )
+        return Pattern(prefixes.pop() + self.pattern).fill(params)
+
     def room(self, **params: str) -> Room[M]:
-        """One room of the family, in the hub that included its router.
+        """One room of the family, in the hub that included its router: the running one, if there are several.
 
         :raises UsageError: for wrong parameters, or when it is not clear which hub is meant.
         """
         run = current_run.get()
         hubs = [run.hub] if run is not None and run.hub in self.hubs else list(self.hubs)
+        if len(hubs) > 1:
+            hubs = [hub for hub in hubs if hub.running]
         if len(hubs) != 1:
-            state = "no hub has included it yet" if not hubs else f"{len(hubs)} hubs have included it"
+            state = (
+                "no hub has included it yet" if not self.hubs else f"{len(self.hubs)} hubs have included it"
+            )
             raise UsageError(f"rooms {self.pattern!r}: {state}; use hub.room(name) of the hub that is meant")
         return hubs[0].room(hubs[0].table().family_of(self).pattern.fill(params))
 
@@ -279,7 +301,7 @@ class Router(Generic[C]):
                 f"use {' or '.join(allowed)}"
             )
         family: Rooms[C, Any] = Rooms(
-            pattern, schema=schema, grant=grant, history=history, overflow=policy, auto_join=auto_join
+            self, pattern, schema=schema, grant=grant, history=history, overflow=policy, auto_join=auto_join
         )
         self.families.append(family)
         try:
@@ -370,6 +392,12 @@ class Router(Generic[C]):
         if self._compiled is None:
             self._compiled = Table(self)
         return self._compiled
+
+    def prefixes(self) -> set[str]:
+        """What stands before this router's patterns, for each way it is included."""
+        if not self._parents:
+            return {self.prefix}
+        return {above + self.prefix for parent in self._parents for above in parent.prefixes()}
 
     def walk(self) -> Iterable[Router[C]]:
         """This router and all below it."""

@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 
 from .. import codes
 from ..identity import Identity
-from ..schema import encode_value, message_name
+from ..schema import encode_value, event_of
 from ..wire import MessagePush, Push, Reply, dumps
 
 if TYPE_CHECKING:
@@ -120,7 +120,5 @@ async def _run(func: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> N
 
 def application_data(message: object) -> Any:
     """A message outside any room: with its event name if its class gives one, else the bare JSON."""
-    data = encode_value(message)
-    if isinstance(message, str | int | float | bool | list | tuple | dict | None):
-        return Raw(data)
-    return Raw(b'{"event":%b,"data":%b}' % (dumps(message_name(type(message))), data))
+    data, event = encode_value(message), event_of(message)
+    return Raw(b'{"event":%b,"data":%b}' % (dumps(event), data) if event else data)
