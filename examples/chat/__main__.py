@@ -1,9 +1,9 @@
 """Serve the chat on 127.0.0.1:8000 (or the port given) and say how to join."""
 
+import socket
 import sys
 
 import uvicorn
-
 from server import app
 
 port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
@@ -18,4 +18,13 @@ Suspend one of them with Ctrl-Z, talk on in the other, wait a minute, resume it 
 has everything. Stop this server and start it again: its memory is gone, and the terminals say so.
 """
 )
-uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+class Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print("* ready", flush=True)
+
+
+Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")).run()

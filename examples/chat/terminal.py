@@ -29,7 +29,9 @@ async def show(room: RoomClient[Said]) -> None:
 
 async def lines() -> asyncio.StreamReader:
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
     return reader
 
 
@@ -39,7 +41,11 @@ async def main(name: str, room_name: str, base: str) -> None:
 
     client = connect(f"{base}/rt", token=token)
     client.on_state(lambda state: print(f"* {state}", flush=True) if state is not State.CLOSED else None)
-    async with client, client.join(f"chat:{room_name}", receives=Said, rewind=20) as room, asyncio.TaskGroup() as tasks:
+    async with (
+        client,
+        client.join(f"chat:{room_name}", receives=Said, rewind=20) as room,
+        asyncio.TaskGroup() as tasks,
+    ):
         shower = tasks.create_task(show(room))
         reader = await lines()
         while line := (await reader.readline()).decode().strip():

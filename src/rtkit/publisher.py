@@ -20,8 +20,8 @@ from .wire import Envelope
 
 __all__ = ["Declarations", "Publisher", "publish", "topic_of"]
 
-#: Bytes of one message at the most, unless a hub says otherwise (T8).
-MAX_PUBLICATION = 1024 * 1024
+#: Bytes of one message at the most, unless a hub says otherwise: what every member's outbox has room for.
+MAX_PUBLICATION = 512 * 1024
 
 
 def topic_of(room: str) -> str:

@@ -253,7 +253,7 @@ class Supervisor:
         try:
             async with timeout(clock, self._policy.open_timeout) as scope:
                 self._scope = scope
-                hello = Connect(token, self._data, "rtkit-python", self._version, rt=RtHello())
+                hello = Connect(token, self._data, "rtkit-python", self._version, rt=RtHello(v=1))
                 engine.connect(hello, self._on_connect)
                 self._writer = self._tasks.spawn(self._write, wire, name="rtkit client: write")
                 while self._verdict is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from ..primitives.heartbeat import Heartbeat
 from ..primitives.ratelimit import Rate
+from ..publisher import MAX_PUBLICATION
 
 __all__ = ["Limits"]
 
@@ -34,7 +35,7 @@ class Limits:
     """
 
     max_frame: int = 1024 * 1024
-    max_publication: int = 512 * 1024
+    max_publication: int = MAX_PUBLICATION
     max_pending: int = 64
     max_rooms: int = 128
     commands: Rate = field(default_factory=lambda: Rate(rate=50, burst=100))

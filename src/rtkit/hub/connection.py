@@ -348,9 +348,8 @@ class Connection:
             self.engine.counters.add("heartbeats_lost")
             self.close(codes.NO_PONG, "no pong")
             return
-        if action is Action.PING:
-            self.control(_PING)
-        self._watch()
+        if action is not Action.PING or self.control(_PING):
+            self._watch()
 
     def close(self, code: int, reason: str, *, window: Window | None = None) -> None:
         """Send what is queued, say why, and end. Idempotent."""

@@ -49,6 +49,9 @@ logger = logging.getLogger("rtkit.hub")
 #: The topic on which hubs talk to each other. Internal names begin with NUL, so no room can have them (W4).
 CONTROL = "\0control"
 
+#: Bytes published in one loop turn; about as many as a connection hands on in one.
+_BREATH = 32 * 1024
+
 
 class _Order(msgspec.Struct, omit_defaults=True):
     """What one hub tells all."""
@@ -87,6 +90,7 @@ class Engine:
         self.accepting = True
         self._dirty: list[Connection] = []
         self._flushing = False
+        self._published = 0  # bytes in this loop turn
         self._runs: dict[tuple[str, str, str], asyncio.Future[Any]] = {}
         self._working: set[asyncio.Task[Any]] = set()
         self._quiet = asyncio.Event()
@@ -179,8 +183,20 @@ class Engine:
             self._flushing = True
             self.loop.call_soon(self._flush)
 
+    async def breathe(self, size: int) -> None:
+        """After publishing so many bytes: let what has become much leave before more comes.
+
+        Where the broker lives in this process, publishing in a loop gives nobody else a turn, and would overflow the
+        outboxes of members that keep up (D3).
+        """
+        self._published += size
+        if self._published >= _BREATH:
+            self._published = 0
+            await asyncio.sleep(0)
+
     def _flush(self) -> None:
         self._flushing = False
+        self._published = 0
         connections, self._dirty = self._dirty, []
         for connection in connections:
             if not connection.closing:
@@ -196,6 +212,11 @@ class Engine:
             if not member.left and member.session.connection is not None:
                 member.session.connection.lagging[member] = None
                 member.session.connection.flush()
+        except Exception as error:
+            # It stands still and would never know: let it come back, and recover (H3).
+            logger.exception("room %r: a member could not catch up", member.room.name, exc_info=error)
+            if member.session.connection is not None:
+                member.session.connection.close(codes.INTERNAL_CLOSE, "internal error")
 
     def send_quietly(self, topic: str, payload: bytes) -> None:
         """Publish without waiting; a failure is counted, for what may be lost anyway."""

@@ -108,7 +108,7 @@ async def connect(connection: Connection, command: Command) -> None:
     if connection.rt:
         commands = limits.commands
         result.rt = RtWelcome(
-            limits=WireLimits(limits.max_frame, limits.max_publication, commands.rate, commands.burst)
+            v=1, limits=WireLimits(limits.max_frame, limits.max_publication, commands.rate, commands.burst)
         )
     connection.uncork(dumps(Reply(id=command.id or 1, connect=result)))
 

@@ -85,6 +85,7 @@ class Room(Generic[M]):
             limit=engine.limits.max_publication,
         )
         engine.counters.add("publications" if not published.duplicate else "duplicates")
+        await engine.breathe(len(data))
         return published
 
     def signal(self, message: object, *, exclude: Session[Any] | None = None) -> None:

@@ -228,10 +228,10 @@ class Hub(Router[C], Generic[C]):
 
     # -- declarations ------------------------------------------------------------------------------
 
-    def _declared(self) -> None:
+    def declared(self) -> None:
         if self._engine is not None:
             raise UsageError("the hub is running; declare rooms and handlers before it starts")
-        super()._declared()
+        super().declared()
         for family in self.table().families:
             family.rooms.hubs.add(self)
 

@@ -22,6 +22,7 @@ from ..identity import Grant
 from ..position import Gap, Position
 from ..primitives.clocks import sleep
 from ..publisher import topic_of
+from ..schema import split_event
 from ..streams import CatchUp, Entry, Feed, Meeting, Moved, StreamPage, Verdict
 from ..wire import (
     Envelope,
@@ -145,7 +146,7 @@ class LocalRoom:
         """One loop over the live members; whoever could not take it is dealt with afterwards (D3)."""
         prepared = Prepared(self.name, envelope, offset)
         policy = self.family.rooms.overflow
-        key = (envelope.user, envelope.event) if policy == "latest_per_key" else None
+        key = self._key(envelope) if policy == "latest_per_key" else None
         spilled: list[tuple[Member, Any]] | None = None
         for member in self.live:
             connection = member.session.connection
@@ -161,6 +162,15 @@ class LocalRoom:
         self.engine.counters.add("deliveries", amount=len(self.live))
         for member, spill in spilled or ():
             self._spilled(member, spill, offset)
+
+    def _key(self, envelope: Envelope) -> tuple[str, str]:
+        """What ``latest_per_key`` tells messages apart by: the sender, and the kind in rooms that declare kinds."""
+        if self.family.schema.raw:
+            return envelope.user, ""
+        try:
+            return envelope.user, split_event(envelope.data)[0]
+        except BadUnit:
+            return envelope.user, ""
 
     def _hold(self, member: Member, prepared: Prepared) -> None:
         if member.held is None:

@@ -148,6 +148,7 @@ class Rooms(Generic[C, M]):
         Return a :class:`~rtkit.Grant`, or raise :class:`~rtkit.Reject`.
         """
         must_be_async(func, "the authorize hook")
+        self.router.declared()
         if self.grant is not None or self.authorize_hook is not None:
             raise DeclarationError(
                 f"rooms {self.pattern!r} have a grant= or an authorize hook already; keep one"
@@ -172,6 +173,7 @@ class Rooms(Generic[C, M]):
 
         def decorate(func: Handler[C, M, P, R]) -> Handler[C, M, P, R]:
             must_be_async(func, "the handler")
+            self.router.declared()
             if wire_name in self.handlers:
                 raise DeclarationError(
                     f"rooms {self.pattern!r} handle {wire_name!r} already; give one of the two a name="
@@ -185,6 +187,7 @@ class Rooms(Generic[C, M]):
         """Decorator: what it returns is the join data. Runs after buffering has begun, so that state
         read here and the messages that follow have no hole between them. May raise ``Reject``."""
         must_be_async(func, "the on_join hook")
+        self.router.declared()
         if self.join_hook is not None:
             raise DeclarationError(f"rooms {self.pattern!r} have an on_join hook already")
         self.join_hook = func
@@ -193,6 +196,7 @@ class Rooms(Generic[C, M]):
     def on_leave(self, func: Hook[C, M, None], /) -> Hook[C, M, None]:
         """Decorator: runs on the session's node after it left; not when that node crashed."""
         must_be_async(func, "the on_leave hook")
+        self.router.declared()
         if self.leave_hook is not None:
             raise DeclarationError(f"rooms {self.pattern!r} have an on_leave hook already")
         self.leave_hook = func
@@ -303,18 +307,12 @@ class Router(Generic[C]):
         family: Rooms[C, Any] = Rooms(
             self, pattern, schema=schema, grant=grant, history=history, overflow=policy, auto_join=auto_join
         )
-        self.families.append(family)
-        try:
-            self._declared()
-        except DeclarationError:
-            self.families.remove(family)
-            raise
+        self._declare(self.families, family)
         return family
 
     def gate(self, func: Hook[C, Any, None], /) -> Hook[C, Any, None]:
         """Decorator: runs before every ``authorize`` of this router and those it includes. Raise ``Reject``."""
-        self.gates.append(must_be_async(func, "the gate"))
-        self._declared()
+        self._declare(self.gates, must_be_async(func, "the gate"))
         return func
 
     def rpc(
@@ -340,8 +338,8 @@ class Router(Generic[C]):
                 )
             self.procedures[wire_name] = Procedure(wire_name, codec, func, ordered)
             try:
-                self._declared()
-            except DeclarationError:
+                self.declared()
+            except UsageError:
                 del self.procedures[wire_name]
                 raise
             return func
@@ -350,14 +348,12 @@ class Router(Generic[C]):
 
     def middleware(self, func: Middleware[C], /) -> Middleware[C]:
         """Decorator: goes around every handler and procedure below; ``await call_next()`` runs it."""
-        self.middlewares.append(must_be_async(func, "the middleware"))
-        self._declared()
+        self._declare(self.middlewares, must_be_async(func, "the middleware"))
         return func
 
     def on_error(self, func: ErrorHook[C], /) -> ErrorHook[C]:
         """Decorator: told of every exception a handler below raised that is no ``Reject``."""
-        self.error_hooks.append(must_be_async(func, "the error hook"))
-        self._declared()
+        self._declare(self.error_hooks, must_be_async(func, "the error hook"))
         return func
 
     def include(self, router: Router[C]) -> None:
@@ -372,8 +368,8 @@ class Router(Generic[C]):
         self.included.append(router)
         router._parents.add(self)
         try:
-            self._declared()
-        except DeclarationError:
+            self.declared()
+        except UsageError:
             self.included.remove(router)
             router._parents.discard(self)
             raise
@@ -405,11 +401,23 @@ class Router(Generic[C]):
         for router in self.included:
             yield from router.walk()
 
-    def _declared(self) -> None:
-        """Something was declared: whoever stands above checks the whole."""
+    def _declare(self, among: list[T1], item: T1) -> None:
+        """Add a declaration, unless somebody above objects."""
+        among.append(item)
+        try:
+            self.declared()
+        except UsageError:
+            among.remove(item)
+            raise
+
+    def declared(self) -> None:
+        """Something is being declared: whoever stands above checks the whole, or refuses.
+
+        :raises UsageError: when a hub above is running, or what is declared clashes.
+        """
         self._compiled = None
         for parent in list(self._parents):
-            parent._declared()
+            parent.declared()
         if not self._parents:
             self.table()
 

@@ -181,7 +181,7 @@ class MemoryDialer:
         if not self.online:
             raise DialFailed("offline")
         parts = urlsplit(url)
-        merged = {**{"host": parts.netloc}, **self._headers, **headers}
+        merged = {"host": parts.netloc, **self._headers, **headers}
         handshake = Handshake(
             path=parts.path,
             query=parts.query,

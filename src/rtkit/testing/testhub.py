@@ -5,7 +5,10 @@
     async with TestHub(hub) as t:
         ann = await t.connect(Identity("ann"))
         bob = await t.connect(Identity("bob"))
-        async with ann.join("chat:lobby", receives=Said) as hers, bob.join("chat:lobby", receives=Said) as his:
+        async with (
+            ann.join("chat:lobby", receives=Said) as hers,
+            bob.join("chat:lobby", receives=Said) as his,
+        ):
             await hers.send(Say("hi"))
             assert (await t.next(his)).data == Said("hi")
 
@@ -20,13 +23,13 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
-from typing_extensions import Self, TypeVar
+from typing_extensions import TypeVar
 
 from ..brokers.memory import MemoryBroker
-from ..clock import Clock
 from ..client import Client, RoomClient, connect
+from ..clock import Clock
 from ..errors import UsageError
 from ..hub import Hub
 from ..identity import Credentials, Identity
@@ -132,7 +135,13 @@ class TestHub(Generic[C]):
         scope = {_IDENTITY: identity} if identity is not None else {}
         dialer = MemoryDialer(self.hub, scope=scope, headers=headers, network=network)
         client = connect(
-            "ws://test/rt", token=token, data=data, dialer=dialer, clock=self.clock, random=self.random, wait=wait
+            "ws://test/rt",
+            token=token,
+            data=data,
+            dialer=dialer,
+            clock=self.clock,
+            random=self.random,
+            wait=wait,
         )
         self._dialers[client] = dialer
         return await self._stack.enter_async_context(client)

@@ -46,7 +46,7 @@ class SubRequest(Unit):
 class RtHello(Unit):
     """An rtkit client announces itself; without it nothing rtkit adds is ever sent."""
 
-    v: int = 1
+    v: int = 0
 
 
 class Connect(Unit):
@@ -221,7 +221,7 @@ class Limits(Unit):
 class RtWelcome(Unit):
     """The server's answer to :class:`RtHello`."""
 
-    v: int = 1
+    v: int = 0
     limits: Limits | None = None
 
 

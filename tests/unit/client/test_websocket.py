@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.http11 import Request, Response
 from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
 
-from rtkit.client import websocket
-from rtkit.client import DialFailed, Policy, WebSocketDialer, WireClosed, connect
+from rtkit.client import DialFailed, Policy, WebSocketDialer, WireClosed, connect, websocket
 from rtkit.client.websocket import version
 from rtkit.errors import ConnectionClosed
 
@@ -197,7 +196,7 @@ async def test_what_is_no_websocket_server() -> None:
         scripted = Scripted(hub)
         scripted.port = other.sockets[0].getsockname()[1]
         assert not (await dial_failure(scripted)).terminal
-    with pytest.raises(OSError):  # noqa: PT011 - nobody listens there any more
+    with pytest.raises(OSError):
         await WebSocketDialer().dial(f"ws://127.0.0.1:{scripted.port}/ws", {})
 
 
@@ -208,7 +207,7 @@ async def test_the_environments_proxy_is_not_used(monkeypatch: pytest.MonkeyPatc
     async with serving() as server:
         wire = await WebSocketDialer().dial(f"ws://127.0.0.1:{server.port}/ws", {})
         await wire.close(1000, "")
-        with pytest.raises(OSError):  # noqa: PT011 - asked for, it is
+        with pytest.raises(OSError):
             await WebSocketDialer(proxy=True).dial(f"ws://127.0.0.1:{server.port}/ws", {})
         with pytest.raises(DialFailed) as caught:
             await WebSocketDialer(proxy="nonsense://x").dial(f"ws://127.0.0.1:{server.port}/ws", {})
@@ -301,7 +300,7 @@ async def test_dialling_may_be_cancelled() -> None:
 
 async def test_certificates_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as server:
-        with pytest.raises(OSError):  # noqa: PT011 - a plain port does not speak TLS
+        with pytest.raises(OSError):
             await WebSocketDialer(ssl=ssl.create_default_context()).dial(f"wss://127.0.0.1:{server.port}/ws", {})
 
     async def refuse(*args: Any, **kwargs: Any) -> Any:

@@ -129,8 +129,7 @@ async def test_drop_oldest(world: World) -> None:
     slow.pipe.drain()
     await world.settle()
     got = numbers(slow, "oldest:a")
-    kept = [n for n in got if n > 90]
-    assert kept == list(range(91, 101))
+    assert got[-8:] == list(range(93, 101))
     assert got == sorted(set(got))
     assert numbers(fast, "oldest:a") == list(range(1, 101))
     totals = hub.statistics().totals
@@ -239,8 +238,8 @@ async def test_leaving_a_room_frees_what_it_had_queued(world: World) -> None:
     hub = hub_with(world)
     slow = await world.join(hub, "ann", "recover:a", "oldest:b")
     slow.pipe.choke()
-    await publish(hub, "recover:a", 1, 100)
     await publish(hub, "oldest:b", 1, 2)
+    await publish(hub, "recover:a", 1, 100)
     slow.ask("unsubscribe", channel="recover:a")
     await world.clock.settle()
     [session] = hub.engine.sessions.values()
