@@ -1,4 +1,4 @@
-"""The main job, on real sockets: examples/chat on uvicorn, two terminals, and a cut between one of them and the server."""
+"""The main job, on real sockets: examples/chat on uvicorn, two terminals, and a cut cable."""
 
 from __future__ import annotations
 

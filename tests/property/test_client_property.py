@@ -57,6 +57,7 @@ class Server:
         self.inbox: deque[bytes] = deque()
         self.subscribed: set[str] = set()
         self.kicked: set[str] = set()
+        self.holed: set[str] = set()  # a push was lost since the client joined
         self.live = False
         self.serial = 0
         self.troubles: list[int] = []  # errors for the next commands that can have one
@@ -81,6 +82,8 @@ class Server:
         stream = self.streams[room]
         stream.entries.append(data)
         if room in self.subscribed:
+            if fate == "lost":
+                self.holed.add(room)
             for _ in range({"": 1, "lost": 0, "twice": 2}[fate]):
                 self.push_entry(room, stream.top)
         return stream.top
@@ -116,10 +119,15 @@ class Server:
             self.kicked.add(room)
             self.say(push={"channel": room, "unsubscribe": {"code": 2500, "reason": "continuity lost"}})
 
-    def lag(self, room: str) -> None:
-        """A slow member, served from history, to whom part of it was lost."""
+    def lag(self, room: str, behind: int) -> None:
+        """A slow member that fell behind is served from history, of which a part is gone."""
         stream = self.streams[room]
-        if room in self.subscribed and stream.floor:
+        if room in self.subscribed and stream.top:
+            for _ in range(behind):
+                self.serial += 1
+                stream.entries.append(f"m{self.serial}")
+            self.trim(room, stream.top - behind // 2)
+            self.holed.discard(room)
             gap = {"from": 0, "to": stream.floor, "epoch": stream.epoch, "reason": "trimmed"}
             self.say(push={"channel": room, "gap": gap})
             for offset in range(stream.floor + 1, stream.top + 1):
@@ -128,6 +136,7 @@ class Server:
     def join(self, room: str, asked: Any) -> dict[str, Any]:
         stream = self.streams[room]
         self.subscribed.add(room)
+        self.holed.discard(room)
         result: dict[str, Any] = {"recoverable": True, "epoch": stream.epoch, "offset": stream.top}
         if not asked.recover:
             return result
@@ -311,7 +320,12 @@ class World:
             moved = self.write() | bool(self.server.inbox)
             self.server.serve()
             if not (moved | self.read()):
-                return
+                break
+        # A client that is told everything, and has room for it, stands where the server does.
+        for name, member in self.members.items():
+            if self.connected and member.state.phase == "in" and name not in self.server.holed:
+                stream = self.server.streams[name]
+                assert member.state.at == Position(stream.epoch, stream.top), f"{name} stands behind without knowing"
 
     def heal(self) -> None:
         """Everything works from now on: run until nothing moves."""
@@ -373,7 +387,7 @@ def run(steps: list[tuple[str, int, int]]) -> World:
         elif name == "kick":
             server.kick(room)
         elif name == "lag":
-            server.lag(room)
+            server.lag(room, amount)
         elif name == "send":
             if room in world.members:
                 world.send(room)

@@ -20,7 +20,8 @@ def test_everything_public_has_a_docstring() -> None:
 
 def test_importing_loads_neither_websockets_nor_h11_nor_any_extra() -> None:
     code = (
-        "import sys, rtkit; heavy = {'websockets', 'h11', 'pydantic', 'fastapi', 'starlette', 'jwt', 'redis', 'pytest'}; "
+        "import sys, rtkit; "
+        "heavy = {'websockets', 'h11', 'pydantic', 'fastapi', 'starlette', 'jwt', 'redis', 'pytest'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
