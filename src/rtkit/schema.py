@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, UnsetType
 from typing_extensions import TypeVar
 
 from .errors import BadUnit, DeclarationError, InvalidMessage
-from .wire.codec import dumps, loads, recode
+from .wire.codec import dumps, loads
 
 __all__ = ["Codec", "Schema", "encode_value", "event_of", "message_name", "split_event"]
 
@@ -215,19 +215,6 @@ class Schema:
                 f"declare it in publishes="
             )
         return b'{"event":%b,"data":%b}' % (dumps(name), encode_value(message))
-
-    def admit(self, event: str, data: Raw | UnsetType) -> bytes:
-        """A message that a *client* wants published as it is: checked, and made canonical.
-
-        :raises BadUnit: when it is not one of the room's messages.
-        """
-        if self.raw:
-            return recode(_NULL if isinstance(data, UnsetType) else bytes(data))
-        codec = self._by_name.get(event)
-        if codec is None:
-            known = ", ".join(sorted(self._by_name))
-            raise BadUnit(f"unknown event {event[:60]!r}; this room publishes {known}")
-        return b'{"event":%b,"data":%b}' % (dumps(event), codec.encode(codec.decode(data)))
 
     def decode(self, data: bytes | Raw | UnsetType) -> Any:
         """A message from the ``data`` of a publication.

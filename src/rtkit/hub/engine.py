@@ -88,6 +88,7 @@ class Engine:
         self.users: dict[str, set[Session[Any]]] = {}
         self.rooms: dict[str, LocalRoom] = {}
         self.accepting = True
+        self._opened = False
         self._dirty: list[Connection] = []
         self._flushing = False
         self._published = 0  # bytes in this loop turn
@@ -116,19 +117,36 @@ class Engine:
                     f"use a broker that does, such as memory://"
                 )
         await self.broker.open(self)
+        self._opened = True
         await self.broker.subscribe([CONTROL])
         if self.limits.position_check is not None:
             self.spawn(self._check_positions, self.limits.position_check)
 
     async def aclose(self) -> None:
-        """Tell every client when to come back, let handlers end, and let go of everything (L1)."""
+        """Tell every client when to come back, let handlers end, and let go of everything (L1).
+
+        Cancelled, or called because the start has failed, it lets go all the same.
+        """
+        try:
+            await self._drain()
+        finally:
+            self.deadlines.close()
+            try:
+                await self.tasks.aclose(timeout=self.limits.drain_timeout)
+            finally:
+                self.rooms.clear()
+                if self._opened:
+                    await self.broker.aclose()
+
+    async def _drain(self) -> None:
         self.accepting = False
         for connection in list(self.connections):
             connection.close(codes.DRAINING, "draining", window=Window(0.0, 1.0))
         try:
             async with timeout(self.clock, self.limits.drain_timeout):
-                while self._working:
-                    await asyncio.wait(set(self._working))
+                current = asyncio.current_task()
+                while working := self._working - {current}:
+                    await asyncio.wait(working)
                 await self._quiet.wait()
         except TimeoutError:
             logger.warning(
@@ -139,10 +157,6 @@ class Engine:
             )
             for connection in list(self.connections):
                 connection.lost(1006, "the hub has closed")
-        self.deadlines.close()
-        await self.tasks.aclose(timeout=self.limits.drain_timeout)
-        self.rooms.clear()
-        await self.broker.aclose()
 
     # -- owned tasks and time ----------------------------------------------------------------------
 
@@ -273,7 +287,7 @@ class Engine:
                 del self.users[session.identity.user]
         session.end()
         if self.hub.end_hooks:
-            self.spawn(self._run_end_hooks, session, reason or codes.describe_close(code))
+            self.work(self._run_end_hooks, session, reason or codes.describe_close(code))
 
     async def _run_end_hooks(self, session: Session[Any], reason: str) -> None:
         for hook in self.hub.end_hooks:
@@ -363,7 +377,7 @@ class Engine:
 
     def _tell_left(self, member: Member) -> None:
         if member.room.family.rooms.leave_hook is not None:
-            self.spawn(self._run_leave_hook, member)
+            self.work(self._run_leave_hook, member)
 
     async def _close_room(self, room: LocalRoom) -> None:
         try:

@@ -7,7 +7,7 @@ import os
 import random
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from types import TracebackType
@@ -103,6 +103,7 @@ class Hub(Router[C], Generic[C]):
         self.broker = broker
         self._engine: Engine | None = None
         self._starting: asyncio.Future[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._host = AsgiHost(self, lifespan=self.lifespan, ready=self._not_ready, clock=self.clock)
@@ -118,17 +119,19 @@ class Hub(Router[C], Generic[C]):
         :raises WrongLoop: while running in another loop.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop.is_closed() and self._loop is not loop:
-            # The loop it ran in is gone without a close, as some test clients leave it.
-            self._forget()
-        self._check_home(loop)
-        if self._engine is not None:
-            return
-        if self._starting is not None:
-            await asyncio.shield(self._starting)
-            return
+        while True:
+            self._come_home(loop)
+            if self._closing is not None:
+                await asyncio.shield(self._closing)
+            elif self._engine is not None:
+                return
+            elif self._starting is None:
+                break
+            elif await _has_started(self._starting):
+                return
         self._starting = starting = loop.create_future()
         self._loop, self._pid = loop, os.getpid()
+        engine: Engine | None = None
         try:
             broker = self.broker
             engine = Engine(
@@ -136,7 +139,11 @@ class Hub(Router[C], Generic[C]):
             )
             await engine.start()
         except BaseException as error:
-            self._forget()
+            try:
+                if engine is not None:
+                    await engine.aclose()
+            finally:
+                self._forget()
             if isinstance(error, Exception):
                 starting.set_exception(error)
                 starting.exception()
@@ -152,15 +159,20 @@ class Hub(Router[C], Generic[C]):
 
         Afterwards no task, timer, socket or subscription of the hub is left, and it may be started again.
         """
-        engine = self._engine
-        if engine is None:
-            return
-        self._check_home(asyncio.get_running_loop())
-        try:
-            await engine.aclose()
-        finally:
-            if self._engine is engine:
+        loop = asyncio.get_running_loop()
+        self._come_home(loop)
+        if self._starting is not None:
+            with suppress(Exception):  # whoever started it is told
+                await _has_started(self._starting)
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+        elif self._engine is not None:
+            self._closing = closing = loop.create_future()
+            try:
+                await self._engine.aclose()
+            finally:
                 self._forget()
+                closing.set_result(None)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -183,7 +195,14 @@ class Hub(Router[C], Generic[C]):
     def _forget(self) -> None:
         self._engine = None
         self._starting = None
+        self._closing = None
         self._loop = None
+
+    def _come_home(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None and self._loop.is_closed() and self._loop is not loop:
+            # The loop it ran in is gone without a close, as some test clients leave it.
+            self._forget()
+        self._check_home(loop)
 
     def _check_home(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is None:
@@ -292,8 +311,9 @@ class Hub(Router[C], Generic[C]):
         return self.limits.max_frame
 
     async def ensure_running(self) -> None:
-        """Start, if nobody has yet."""
-        await self.start()
+        """Start, if nobody has yet; not again while it closes, so that :meth:`admit` can refuse."""
+        if self._closing is None:
+            await self.start()
 
     def admit(self, handshake: Handshake) -> None:
         """Check a handshake before anything is spent on it (T10, L1).
@@ -319,6 +339,18 @@ class Hub(Router[C], Generic[C]):
     def __repr__(self) -> str:
         state = "running" if self._engine is not None else "idle"
         return f"<Hub {self.node_id} {state}, {len(self.families)} families>"
+
+
+async def _has_started(starting: asyncio.Future[None]) -> bool:
+    """Wait for somebody else's start; False when they were cancelled meanwhile. Raises what it failed with."""
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if not starting.cancelled() or (task is not None and task.cancelling()):
+            raise  # it is us who were cancelled
+        return False
+    return True
 
 
 def _version() -> str:

@@ -1,8 +1,8 @@
 """An in-memory connection between a client and a hub, with faults on demand.
 
 A :class:`Link` is the :class:`~rtkit.transports.Pipe` under the hub's WebSocket transport; its :class:`Loose` end
-is the :class:`~rtkit.client.transport.Wire` under the SDK. What one end writes, the other has at once; only a reader that
-does not read, or a link that was cut, stands between. Nothing here sleeps or draws a random number.
+is the :class:`~rtkit.client.transport.Wire` under the SDK. What one end writes, the other has at once; only a
+reader that does not read, or a link that was cut, stands between. Nothing here sleeps or draws a random number.
 """
 
 from __future__ import annotations

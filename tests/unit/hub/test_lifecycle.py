@@ -14,6 +14,7 @@ from rtkit import Context, Grant, History, Hub, Identity, Limits, NotRunning, an
 from rtkit.brokers import MemoryBackend, MemoryBroker
 from rtkit.errors import BrokerUnavailable, WrongLoop, WrongProcess
 from rtkit.testing.clock import ManualClock
+from rtkit.transports import Handshake, Refused
 from tests.support.rawclient import RawClient
 from tests.unit.hub.brokers import FaultyBroker
 from tests.unit.hub.conftest import World
@@ -57,7 +58,7 @@ async def test_after_closing_nothing_is_left(world: World) -> None:
     assert world.backend.statistics().topics == 0
     assert {task for task in asyncio.all_tasks() - tasks if not task.done()} == set()
     dead = weakref.ref(engine)
-    del engine, session
+    del engine, session, tasks
     for client in clients:
         client.driver = None  # type: ignore[assignment]
     unauthenticated.driver = None  # type: ignore[assignment]
@@ -169,7 +170,7 @@ async def test_a_peer_that_does_not_let_go(world: World) -> None:
 
 
 async def test_a_handler_may_close_the_hub(world: World) -> None:
-    """L1: bounded, although it is one of those that are waited for."""
+    """L1: at once; it does not wait for itself."""
     hub = roomy(world)
 
     @hub.rpc(object, name="stop")
@@ -179,7 +180,6 @@ async def test_a_handler_may_close_the_hub(world: World) -> None:
     client = await world.join(hub, "ann", "r:a")
     client.ask("rpc", method="stop")
     await client.settle()
-    await world.clock.advance(11)
     assert client.close_code == 3001
     assert not hub.statistics().running
 
@@ -192,6 +192,46 @@ async def test_closing_while_the_broker_is_away(world: World) -> None:
     broker.down = True
     await hub.aclose()
     assert world.backend.statistics().topics == 0
+
+
+async def test_a_close_that_is_cancelled_lets_go_all_the_same(world: World) -> None:
+    """L1: the host has lost its patience; no task or subscription stays behind."""
+    hub = roomy(world)
+    log: list[str] = []
+
+    @hub.rpc(object, name="work")
+    async def work(ctx: Context[Any, Any], message: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            log.append("cancelled")
+
+    client = await world.join(hub, "ann", "r:a")
+    client.ask("rpc", method="work")
+    await client.settle()
+    closing = asyncio.create_task(hub.aclose())
+    await world.settle()
+    closing.cancel()
+    await world.settle()
+    assert closing.cancelled()
+    assert log == ["cancelled"]
+    assert not hub.statistics().running
+    assert world.clock.timers == 0
+    assert world.backend.statistics().topics == 0
+
+
+async def test_no_connection_restarts_a_hub_that_is_closing(world: World) -> None:
+    """L1: accept no more; a late handshake gets 503."""
+    hub = roomy(world)
+    client = await world.join(hub, "ann", answers_close=False)
+    closing = asyncio.create_task(hub.aclose())
+    await world.settle()
+    await hub.ensure_running()
+    with pytest.raises(Refused):
+        hub.admit(Handshake())
+    client.pipe.lose()
+    await closing
+    assert not hub.statistics().running
 
 
 # -- starting -----------------------------------------------------------------------------------------
@@ -236,6 +276,9 @@ def test_a_loop_that_ended_without_closing_the_hub() -> None:
             await hub.aclose()
 
         asyncio.run(end())
+        asyncio.run(hub.start())
+        asyncio.run(hub.aclose())
+        assert not hub.statistics().running
 
 
 async def test_starting_lazily_from_many_sides(world: World) -> None:
