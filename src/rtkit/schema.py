@@ -33,12 +33,19 @@ _NULL = b"null"
 
 
 def message_name(type_: type[Any], name: str = "") -> str:
-    """The wire name of a message type: *name*, else its msgspec tag, else the class name."""
+    """The wire name of a message type: *name*, else its msgspec tag, else the class name.
+
+    :raises DeclarationError: for one that has none, as a union.
+    """
     if name:
         return name
     config = getattr(type_, "__struct_config__", None)
-    tag = getattr(config, "tag", None)
-    return tag if isinstance(tag, str) else type_.__name__
+    found = getattr(config, "tag", None)
+    if not isinstance(found, str):
+        found = getattr(type_, "__name__", None)
+    if not isinstance(found, str):
+        raise DeclarationError(f"{type_!r} has no name of its own; if it is a type of message, pass name=")
+    return found
 
 
 def event_of(value: object) -> str:
@@ -71,6 +78,8 @@ class Codec(Generic[T]):
         if self._pydantic is None and type_ is not object:
             try:
                 self._decoder = msgspec.json.Decoder(type_)
+                if isinstance(msgspec.inspect.type_info(type_), msgspec.inspect.CustomType):
+                    raise TypeError("it says nothing of its fields")
             except (TypeError, NameError) as error:
                 raise DeclarationError(
                     f"{getattr(type_, '__name__', type_)!s} cannot be a message: {error}. Use a dataclass, a "

@@ -325,7 +325,9 @@ class World:
         for name, member in self.members.items():
             if self.connected and member.state.phase == "in" and name not in self.server.holed:
                 stream = self.server.streams[name]
-                assert member.state.at == Position(stream.epoch, stream.top), f"{name} stands behind without knowing"
+                assert member.state.at == Position(stream.epoch, stream.top), (
+                    f"{name} stands behind without knowing"
+                )
 
     def heal(self) -> None:
         """Everything works from now on: run until nothing moves."""
@@ -407,7 +409,9 @@ WEIGHTS = {
     "kick": 1, "lag": 2, "wait": 1, "trouble": 1, "long": 1, "write": 2, "serve": 2, "read": 2,
 }  # fmt: skip
 DECK = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
-STEPS = st.lists(st.tuples(st.sampled_from(DECK), st.integers(0, 2), st.integers(1, 6)), min_size=10, max_size=80)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(DECK), st.integers(0, 2), st.integers(1, 6)), min_size=10, max_size=80
+)
 
 
 def drawn(seed: int) -> list[tuple[str, int, int]]:
@@ -453,7 +457,11 @@ def judge_messages(world: World) -> None:
         assert state.position == state.at
         # What was handed out is what stands at that place.
         for item in world.seen[room]:
-            if isinstance(item, Message) and item.position is not None and item.position.epoch == stream.epoch:
+            if (
+                isinstance(item, Message)
+                and item.position is not None
+                and item.position.epoch == stream.epoch
+            ):
                 assert json.loads(item.data) == stream.entries[item.position.offset - 1]
         data = [json.loads(item.data) for item in world.seen[room] if isinstance(item, Message)]
         assert len(data) == len(set(data)), "nothing twice"

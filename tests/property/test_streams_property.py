@@ -31,7 +31,7 @@ def read_schedule(data: bytes) -> list[tuple[str, int]]:
     return [(OPERATIONS[data[i] % len(OPERATIONS)], data[i + 1] % 60) for i in range(0, len(data) - 1, 2)]
 
 
-schedules = st.binary(min_size=40, max_size=160).map(read_schedule)
+schedules = st.binary(min_size=60, max_size=160).map(read_schedule)
 
 
 @settings(max_examples=EXAMPLES)

@@ -605,10 +605,15 @@ class World:
         self.broker.trim(choice % 4 + 1)
 
     def clear(self, choice: int) -> None:
+        """The stream is replaced, and nobody hears of it before something is written."""
         self.broker.clear()
+        for _ in range(choice % 2):
+            self.broker.append()
 
     def fail_over(self, choice: int) -> None:
         self.broker.fail_over(choice % 4)
+        for _ in range(choice // 4 % 2):
+            self.broker.append()
 
     def hint(self, choice: int) -> None:
         """Hints arrive in order."""
@@ -799,21 +804,19 @@ class World:
 #: After these, whoever waits for something that has come has not yet gone on.
 BETWEEN_TURNS = frozenset({"append", "clear", "fail_over", "hint", "respond", "stray_hint", "trim"})
 
+# What may happen, and how often.
+_WEIGHTS = {
+    "append": 3,
+    "hint": 3,
+    "take": 3,
+    "respond": 3,
+    "turn": 2,
+    "cut": 2,
+    "trim": 2,
+    **dict.fromkeys(("clear", "fail_over", "stray_hint", "double_hint", "lose_hint", "interrupt"), 1),
+    **dict.fromkeys(("compare", "fail", "pause", "join", "come_back", "claim", "leave"), 1),
+    **dict.fromkeys(("congest", "fall_behind", "resume"), 1),
+}
+
 #: What may happen, the common more than once.
-OPERATIONS = (
-    *("append", "append", "append", "hint", "hint", "hint", "take", "take", "respond", "respond", "respond"),
-    *(
-        "trim",
-        "trim",
-        "clear",
-        "fail_over",
-        "stray_hint",
-        "double_hint",
-        "lose_hint",
-        "interrupt",
-        "cut",
-        "compare",
-        "fail",
-    ),
-    *("pause", "turn", "turn", "join", "come_back", "claim", "leave", "congest", "fall_behind", "resume"),
-)
+OPERATIONS = tuple(name for name, weight in _WEIGHTS.items() for _ in range(weight))

@@ -262,6 +262,14 @@ class TestFeed:
         assert feed.reading() == at(5)
         assert feed.absorb(page(5, 6, epoch="B")).entries == entries([6], "B")
 
+    def test_what_came_before_the_read_began_is_part_of_the_question(self) -> None:
+        feed = feed_at(4)
+        hint(feed, 5)
+        feed.doubt()
+        feed.reading()
+        assert feed.absorb(page(5, 6, epoch="B")).entries == entries([6], "B")
+        assert not feed.wants_read
+
     def test_an_epoch_begun_anew_says_the_same_to_all(self) -> None:
         feed = feed_at(4)
         feed.doubt()
@@ -518,6 +526,8 @@ class TestCatchUp:
         catch.page(page(2, 5))
         assert catch.meet(at(6)) == (Meeting.LIVE, entries([6]))
         assert catch.position == at(6)
+        catch.offer(entries([7])[0])
+        assert repr(catch) == "<CatchUp at A:6, 0 buffered>"
 
     def test_what_it_read_must_reach_its_buffer(self) -> None:
         catch = catching(at(1), at(4))

@@ -25,7 +25,7 @@ from .core import Core
 from .engine import Engine
 from .feeds import Feed
 from .options import Policy, is_loopback, without_secrets
-from .payloads import IGNORED, Reader, pack_call, unpack_answer
+from .payloads import IGNORED, Reader, is_utf8, pack_call, unpack_answer
 from .room import RoomClient, checked_key
 from .roomstate import RoomState
 from .supervisor import Supervisor
@@ -320,6 +320,8 @@ class Client:
             raise UsageError("since= says where to go on, rewind= how far back to begin; pass one of them")
         try:
             check_room_name(name)
+            if not is_utf8(name):
+                raise BadUnit("a lone surrogate cannot be sent")
         except BadUnit as error:
             raise ValueError(f"{name!r:.80} is no room name: {error.message}") from None
         types = (object,) if receives is None else receives if isinstance(receives, tuple) else (receives,)

@@ -184,15 +184,15 @@ class Outbox:
             self.bytes -= sending.size
         return sending
 
-    def refused(self, id: int) -> bool:
-        """A command was not taken, because of too many: it waits again. False when the id is unknown."""
+    def refused(self, id: int) -> Sending | None:
+        """A command was not taken, because of too many: it waits again. None when the id is unknown."""
         sending = self._flying.pop(id, None)
         if sending is None:
-            return False
+            return None
         if not sending.lost:
             sending.first_written = None
         self._put_back(sending)
-        return True
+        return sending
 
     # -- losing and giving up ------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from ..clock import Clock
 from ..primitives.clocks import LoopClock
 from ..schema import encode_value
 from .client import Client
-from .options import Policy, endpoint
+from .options import Policy, endpoint, without_secrets
 from .tokens import Token, TokenSource
 from .transport import Dialer
 from .websocket import WebSocketDialer
@@ -74,6 +74,9 @@ def connect(
         raise ValueError(f"connect(max_offline=…) is at least 1, not {max_offline!r}")
     if connect_timeout is not None and not connect_timeout > 0:
         raise ValueError(f"connect(connect_timeout=…) is positive seconds or None, not {connect_timeout!r}")
+    where = endpoint(url)
+    if ssl is not None and not where.startswith("wss://"):
+        raise ValueError(f"connect(ssl=…) needs a wss:// or https:// URL, not {without_secrets(where)!r}")
     policy = policy or Policy()
     clock = clock or LoopClock()
     if dialer is None:
@@ -81,7 +84,7 @@ def connect(
             ssl=ssl, proxy=proxy, max_size=max_size, close_timeout=policy.close_timeout, clock=clock
         )
     return Client(
-        endpoint(url),
+        where,
         source=TokenSource(token),
         data=UNSET if data is None else Raw(encode_value(data)),
         headers=dict(headers or {}),

@@ -215,7 +215,8 @@ class Engine:
             wait = error.retry_after if 0 < error.retry_after < math.inf else _HELD_BACK
             self._held_until = max(self._held_until, now + wait)
             self._wake()
-            if self.outbox.refused(reply.id):
+            if (refused := self.outbox.refused(reply.id)) is not None:
+                self.rooms.disown(refused.lane)
                 return
         if self.calls.answer(reply, now):
             return

@@ -15,7 +15,17 @@ from ..schema import Codec, Schema, encode_value, message_name, split_event
 from ..wire import PublishResult, Reply, dumps
 from .roomqueue import Item
 
-__all__ = ["IGNORED", "Reader", "Unpack", "event_of", "pack", "pack_call", "unpack_ack", "unpack_answer"]
+__all__ = [
+    "IGNORED",
+    "Reader",
+    "Unpack",
+    "event_of",
+    "is_utf8",
+    "pack",
+    "pack_call",
+    "unpack_ack",
+    "unpack_answer",
+]
 
 #: What :meth:`Reader.decode` answers for an event that is none of the types wanted.
 IGNORED: Final = object()
@@ -27,8 +37,19 @@ def _is_typed(value: object) -> bool:
     return is_dataclass(kind) or hasattr(kind, "__struct_config__") or hasattr(kind, "model_dump_json")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be sent at all: lone surrogates cannot (W3)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def event_of(message: object, name: str) -> str:
     """The event a message goes by: *name*, else that of its type; empty for plain JSON without a name."""
+    if not is_utf8(name):
+        raise InvalidMessage(f"an event is text that UTF-8 can hold, not {name!r:.80}")
     if name or not _is_typed(message):
         return name
     return message_name(type(message))
@@ -54,7 +75,7 @@ def pack_call(params: object, name: str) -> tuple[str, Raw | UnsetType]:
         raise UsageError(
             f"what is {type(params).__name__} to call? Pass name=…, or params of a declared type"
         )
-    if len(method.encode("utf-8", "replace")) > 255:
+    if len(method.encode()) > 255:
         raise InvalidMessage("the name of a procedure has at most 255 bytes")
     return method, UNSET if params is None else Raw(encode_value(params))
 

@@ -19,7 +19,7 @@ from ..wire import HistoryCommand, HistoryResult, Publication, Publish, Reply, S
 from .bell import Bell
 from .core import Core
 from .feeds import Feed
-from .payloads import IGNORED, Reader, event_of, pack, unpack_ack
+from .payloads import IGNORED, Reader, event_of, is_utf8, pack, unpack_ack
 from .rooms import Membership
 from .roomstate import Phase
 from .values import RoomStatistics, Signal
@@ -344,8 +344,8 @@ class RoomClient(Generic[M]):
 
 def checked_key(key: str | None) -> str | None:
     """The key, if it can be one on the wire."""
-    if key is not None and not 1 <= len(key) <= 128:
-        raise ValueError(f"a key has 1 to 128 characters, not {len(key)}")
+    if key is not None and not (1 <= len(key) <= 128 and is_utf8(key)):
+        raise ValueError(f"a key has 1 to 128 characters that UTF-8 can hold, as {key!r:.80} does not")
     return key
 
 

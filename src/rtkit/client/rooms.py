@@ -26,7 +26,7 @@ from ..wire import (
     Unsubscribe,
 )
 from .calls import Calls
-from .commands import Outbox, Sending
+from .commands import NO_ROOM, Outbox, Sending
 from .roomstate import Do, Phase, RoomState
 
 __all__ = ["Membership", "Rooms", "call_error", "give_up"]
@@ -202,6 +202,12 @@ class Rooms:
         if membership.state.phase is Phase.PAUSED:
             self._enter(membership)
 
+    def disown(self, lane: str) -> None:
+        """If the room has gone meanwhile, give up what waits for it: it will never be its turn."""
+        if lane != NO_ROOM and lane not in self.by_name:
+            for sending in self._outbox.abandon(lane):
+                give_up(sending, NotRunning(f"room {lane!r} was left"))
+
     # -- connections come and go -----------------------------------------------------------------------
 
     def know_own(self, client: str) -> None:
@@ -243,9 +249,7 @@ class Rooms:
         """The client is closed: all rooms end, after what is queued in them."""
         self.online = False
         for membership in list(self.by_name.values()):
-            self._remove(
-                membership, error, error or NotRunning("the client is closed"), discard=error is None
-            )
+            self._remove(membership, error, error or NotRunning("the client is closed"))
 
     def due(self, now: float) -> float:
         """Join what is to be tried again by now; when there is more to do."""

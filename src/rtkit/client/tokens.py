@@ -16,6 +16,7 @@ from ..primitives.clocks import sleep
 from ..primitives.tasks import Tasks
 from ..wire import Command, Refresh, Reply
 from .engine import Engine
+from .payloads import is_utf8
 from .rooms import call_error, window_of
 
 __all__ = ["Refresher", "Token", "TokenSource"]
@@ -53,17 +54,23 @@ class TokenSource:
         :raises Exception: what the function raises.
         """
         if not callable(self._token):
-            return self._token or ""
+            return _utf8(self._token or "")
         coming = self._token()
         if not inspect.isawaitable(coming):
             raise UsageError(f"token= must be an async function; it returned {type(coming).__name__} instead")
         token = await coming
         if token is not None and not isinstance(token, str):
             raise UsageError(f"the token function must return a string or None, not {type(token).__name__}")
-        return token or ""
+        return _utf8(token or "")
 
     def __repr__(self) -> str:
         return f"<TokenSource {'function' if self.renewable else 'fixed' if self._token else 'none'}>"
+
+
+def _utf8(token: str) -> str:
+    if not is_utf8(token):
+        raise UsageError("a token is text that UTF-8 can hold; this one has a lone surrogate")
+    return token
 
 
 class Refresher:

@@ -200,6 +200,7 @@ def _user_agent() -> str:
     return f"rtkit-python/{version()}"
 
 
+@functools.cache
 def version() -> str:
     """Of this library, as installed."""
     from importlib.metadata import PackageNotFoundError

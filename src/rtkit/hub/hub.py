@@ -256,12 +256,12 @@ class Hub(Router[C], Generic[C]):
 
     def on_session_start(self, func: Hook[C, Any, None], /) -> Hook[C, Any, None]:
         """Decorator: runs when a client was authenticated, before its first command. May raise ``Reject``."""
-        self.start_hooks.append(must_be_async(func, "the on_session_start hook"))
+        self._declare(self.start_hooks, must_be_async(func, "the on_session_start hook"))
         return func
 
     def on_session_end(self, func: EndHook[C], /) -> EndHook[C]:
         """Decorator: runs with (ctx, reason) after a session ended on this node."""
-        self.end_hooks.append(must_be_async(func, "the on_session_end hook"))
+        self._declare(self.end_hooks, must_be_async(func, "the on_session_end hook"))
         return func
 
     # -- what applications do with it ----------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from ..errors import BadUnit, DeclarationError, UnknownRoom
+from ..errors import BadUnit, DeclarationError, UnknownRoom, UsageError
 from ..messages import History
 from ..patterns import Pattern
 from ..schema import Schema
@@ -138,8 +138,12 @@ class Table:
         """The family that *rooms* became here.
 
         :raises UnknownRoom: when its router was not included.
+        :raises UsageError: when it was, in several places.
         """
-        for family in self.families:
-            if family.rooms is rooms:
-                return family
+        found = [family for family in self.families if family.rooms is rooms]
+        if len(found) > 1:
+            places = ", ".join(repr(family.pattern.text) for family in found)
+            raise UsageError(f"rooms {rooms.pattern!r} are included as {places}; use hub.room(name) of the one meant")
+        if found:
+            return found[0]
         raise UnknownRoom(f"rooms {rooms.pattern!r} belong to a router this hub does not include")

@@ -67,6 +67,47 @@ class TestForgetting:
         await broker.read("another")
         assert broker.statistics() == MemoryStatistics(9, 0, 0, 0, 0, 0)
 
+    async def test_what_expires_one_by_one_goes_one_by_one(
+        self, broker: MemoryBroker, clock: ManualClock
+    ) -> None:
+        for _ in range(3):
+            await append(broker, history=History(10, ttl=60.0))
+            await clock.advance(10)
+        left = []
+        await clock.advance(25)
+        for _ in range(4):
+            await clock.advance(10)
+            await broker.read("another")
+            left.append(broker.statistics().entries)
+        assert left == [2, 1, 0, 0]
+
+    async def test_what_waits_to_be_tidied_is_not_shown(
+        self, broker: MemoryBroker, clock: ManualClock
+    ) -> None:
+        for number in range(20):
+            await append(broker, f"t{number}", History(10, ttl=60.0), key="k")
+        await clock.advance(301)
+        again = await broker.append("t19", b"", history=History(10, ttl=60.0), key="k")
+        assert (again.duplicate, again.position.offset) == (False, 2)
+        page = await broker.read("t19")
+        assert [entry.offset for entry in page.entries] == [2]
+
+    async def test_what_was_cleared_gives_its_keys_back(
+        self, broker: MemoryBroker, clock: ManualClock
+    ) -> None:
+        await append(broker, key="k")
+        await broker.clear("t")
+        assert broker.statistics() == MemoryStatistics(1, 0, 0, 1, 0, 0)
+        await clock.advance(301)
+        await broker.read("another")
+        assert broker.statistics().keys == 0
+
+    async def test_a_payload_that_is_gone_is_not_held(self, broker: MemoryBroker) -> None:
+        for _ in range(50):
+            await append(broker, history=History(10, ttl=60.0))
+        stream = broker.backend._streams["t"]
+        assert sum(len(entry.payload) for entry in stream._kept) == stream.size == 50
+
     async def test_an_idle_hash_gives_its_fields_back(self, broker: MemoryBroker, clock: ManualClock) -> None:
         for number in range(3):
             await broker.put("a", f"f{number}", b"", ttl=10.0 + number)
@@ -100,6 +141,7 @@ class TestForgetting:
     async def test_plans_of_streams_that_are_no_more_do_not_pile_up(self, clock: ManualClock) -> None:
         broker = MemoryBroker(MemoryBackend(clock=clock, max_streams=10))
         await broker.open(Sink())
+        await broker.put("kept", "f", b"", ttl=100.0)
         for number in range(2000):
             await append(broker, f"t{number}", key="k")
             await broker.put(f"s{number}", "f", b"", ttl=1000.0)
@@ -107,6 +149,9 @@ class TestForgetting:
             await broker.clear("t")
         assert len(broker.backend._due) < 200
         assert broker.statistics().streams == 10
+        await clock.advance(100)
+        await broker.read("t")
+        assert broker.statistics().fields == 0
 
     async def test_a_long_history_gives_its_places_back(self, broker: MemoryBroker) -> None:
         for _ in range(5000):
@@ -155,7 +200,8 @@ class TestMeta:
         assert (await broker.read("t", since=top)).lost is None
 
     async def test_idle_streams_are_swept(self, broker: MemoryBroker, clock: ManualClock) -> None:
-        await append(broker)
+        await append(broker, "written")
+        await broker.read("read")
         await clock.advance(META_TTL)
         await broker.read("another")
         assert list(broker.backend._streams) == ["another"]
@@ -270,6 +316,8 @@ class TestHubs:
 
     async def test_they_leave_nothing_behind(self, backend: MemoryBackend, broker: MemoryBroker) -> None:
         await broker.subscribe(f"t{n}" for n in range(100))
+        await broker.unsubscribe(f"t{n}" for n in range(50))
+        assert len(broker._topics) == backend.statistics().topics == 50
         assert repr(broker) == "<MemoryBroker open on <MemoryBackend 0 streams, 1 hubs>>"
         await broker.aclose()
         assert backend.statistics() == MemoryStatistics(0, 0, 0, 0, 0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from typing import Any
 
 import pytest
@@ -460,7 +461,7 @@ async def test_waiting_for_states() -> None:
     ],
 )
 def test_options_are_checked(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="not|positive"):
+    with pytest.raises(ValueError, match=r"positive|at least"):
         connect("ws://x", **options)
 
 
@@ -471,6 +472,8 @@ def test_more_options_are_checked() -> None:
         Policy(min_delay=30)
     with pytest.raises(ValueError, match="silence"):
         Policy(silence=0)
+    with pytest.raises(ValueError, match="wss"):
+        connect("http://x", ssl=ssl.create_default_context())
     assert isinstance(connect("ws://x", random=random.Random(1), clock=ManualClock()), Client)
 
 

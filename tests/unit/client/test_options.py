@@ -86,7 +86,7 @@ async def test_feed_is_bounded_and_ends_once() -> None:
     got: list[int] = []
     with pytest.raises(KeyError):
         async for n in feed:
-            got.append(n)
+            got += [n]
     assert got == [1, 2]
     assert feed.dropped == 1
 

@@ -61,7 +61,9 @@ async def test_messages_are_typed_and_carry_their_place() -> None:
                 channel="chat", pub=pub(6, {"event": "Said", "data": {"text": "hi"}}, info=info, time=12.5)
             )
             server.wire.push(channel="chat", pub=pub(7, {"event": "other", "data": {}}))
-            server.wire.push(channel="chat", pub=pub(8, {"event": "left", "data": {"type": "left", "who": "bo"}}))
+            server.wire.push(
+                channel="chat", pub=pub(8, {"event": "left", "data": {"type": "left", "who": "bo"}})
+            )
             first = await anext(room)
             assert not isinstance(first, Gap)
             assert first.data == Said("hi")
@@ -83,9 +85,14 @@ async def test_messages_are_typed_and_carry_their_place() -> None:
 
 async def test_a_message_that_does_not_fit_is_raised_and_iterating_goes_on() -> None:
     server = FakeServer()
-    answers(server, sub("e", 0, pub(1, {"event": "Said", "data": {"text": 3}}), pub(2, {"no": 1}), pub(3, "x")))
+    answers(
+        server, sub("e", 0, pub(1, {"event": "Said", "data": {"text": 3}}), pub(2, {"no": 1}), pub(3, "x"))
+    )
     server.on["subscribe"] = lambda body: sub(
-        "e", 2, pub(1, {"event": "Said", "data": {"text": 3}}), pub(2, {"event": "Said", "data": {"text": "ok"}})
+        "e",
+        2,
+        pub(1, {"event": "Said", "data": {"text": 3}}),
+        pub(2, {"event": "Said", "data": {"text": "ok"}}),
     )
     async with running(server) as client:
         room = await client.join("r", receives=Said)
@@ -152,7 +159,13 @@ async def test_pushed_gaps_and_positions() -> None:
 
 async def test_a_hole_makes_it_join_again_and_at_a_slower_pace_each_time() -> None:
     server = FakeServer()
-    answers(server, sub("e", 3), sub("e", 3, recovered=True), sub("e", 3, recovered=True), sub("e", 5, pub(4), pub(5), recovered=True))
+    answers(
+        server,
+        sub("e", 3),
+        sub("e", 3, recovered=True),
+        sub("e", 3, recovered=True),
+        sub("e", 5, pub(4), pub(5), recovered=True),
+    )
     async with running(server) as client:
         room = await client.join("r")
         server.wire.push(channel="r", pub=pub(5))
@@ -192,7 +205,12 @@ async def test_a_refused_join_is_raised() -> None:
 
 async def test_a_temporary_refusal_is_tried_again() -> None:
     server = FakeServer()
-    answers(server, Error(100, "later", temporary=True, retry_after=3), Error(111, "too many", temporary=True), sub("e", 3))
+    answers(
+        server,
+        Error(100, "later", temporary=True, retry_after=3),
+        Error(111, "too many", temporary=True),
+        sub("e", 3),
+    )
     async with running(server) as client:
         joining = asyncio.create_task(client.join("r").joined())
         await server.pass_(2.9)
@@ -302,11 +320,13 @@ async def test_closing_the_client_ends_iterating() -> None:
     server = FakeServer()
     answers(server, sub("e", 0))
     async with running(server) as client:
-        room = await client.join("r")
+        room, other = await client.join("r"), await client.join("s")
         task = asyncio.create_task(anext(room))
+        server.wire.push(channel="s", pub=pub(1))
         await server.clock.settle()
     with pytest.raises(StopAsyncIteration):
         await task
+    assert take(other) == [1], "what had come is still there"
 
 
 async def test_a_room_without_history() -> None:
@@ -325,7 +345,12 @@ async def test_a_room_without_history() -> None:
 
 async def test_join_data() -> None:
     server = FakeServer()
-    answers(server, sub("e", 3, data={"text": "hello"}), sub("e", 3, recovered=True), sub("f", 1, data={"text": "new"}))
+    answers(
+        server,
+        sub("e", 3, data={"text": "hello"}),
+        sub("e", 3, recovered=True),
+        sub("f", 1, data={"text": "new"}),
+    )
     async with running(server) as client:
         room = await client.join("r", joined=Said)
         assert room.join_data == Said("hello")
@@ -350,7 +375,9 @@ async def test_rewind_and_echo() -> None:
 
 async def test_echo_knows_former_client_ids() -> None:
     server = FakeServer()
-    answers(server, sub("e", 0), sub("e", 2, pub(1, info={"user": "u", "client": "c1"}), pub(2), recovered=True))
+    answers(
+        server, sub("e", 0), sub("e", 2, pub(1, info={"user": "u", "client": "c1"}), pub(2), recovered=True)
+    )
     async with running(server) as client:
         room = await client.join("r", echo=False)
         await lose(server)
@@ -365,8 +392,9 @@ async def test_wrong_joins() -> None:
             client.join("r")
         with pytest.raises(UsageError, match="rewind"):
             client.join("s", since=Position("e", 1), rewind=1)
-        with pytest.raises(ValueError, match="room name"):
-            client.join("")
+        for name in ("", "\ud800", "a\n"):
+            with pytest.raises(ValueError, match="room name"):
+                client.join(name)
         with pytest.raises(ValueError, match="max_queue"):
             client.join("s", max_queue=0)
         with pytest.raises(DeclarationError):
@@ -486,6 +514,25 @@ async def test_with_a_command_waiting_a_full_queue_does_not_leave() -> None:
         await asyncio.gather(*sending)
 
 
+async def test_taken_out_while_deaf_with_a_command_waiting() -> None:
+    server = FakeServer()
+    server.hello["rt"] = {"v": 1, "limits": {"rate": 1, "burst": 3}}
+    stream(server, 10)
+    async with running(server) as client:
+        room = await client.join("r", max_queue=2)
+        sending = [asyncio.create_task(room.send(n)) for n in range(3)]
+        await server.clock.settle()
+        for n in range(1, 4):
+            server.wire.push(channel="r", pub=pub(n))
+        server.wire.push(channel="r", unsubscribe={"code": 2500, "reason": "continuity lost"})
+        await server.pass_(10)
+        await asyncio.gather(*sending)
+        assert [b.recover for b in server.wire.of("subscribe")] == [False, False]
+        assert take(room) == [1, 2]
+        await server.pass_(10)
+        assert take(room)[:1] == [3]
+
+
 async def test_losing_the_connection_with_a_full_queue() -> None:
     server = FakeServer()
     stream(server, 6)
@@ -556,7 +603,9 @@ async def test_an_own_room_that_is_not_given_again() -> None:
         room = await client.join("u")
         del server.hello["subs"]
         await lose(server)
-        assert [b.channel for b in server.wire.of("subscribe")] == ["u"], "held by the application: joined by us"
+        assert [b.channel for b in server.wire.of("subscribe")] == ["u"], (
+            "held by the application: joined by us"
+        )
         assert client.statistics().rooms == 1
         assert take(room) == [4]
 

@@ -182,7 +182,9 @@ def test_unrecoverable_joins_without_position_and_tells() -> None:
 def test_a_pushed_gap_moves_the_position(body: GapBody, gap: Gap) -> None:
     state = joined(3)
     assert state.told_gap(body) is Do.NOTHING
-    assert state.told_position(gap.epoch, gap.end) is Do.NOTHING, "the position after the gap says nothing new"
+    assert state.told_position(gap.epoch, gap.end) is Do.NOTHING, (
+        "the position after the gap says nothing new"
+    )
     assert state.published(pub(gap.end + 1)) is Do.NOTHING
     assert drain(state) == [gap, gap.end + 1]
 

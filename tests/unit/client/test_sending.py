@@ -106,8 +106,16 @@ async def test_calls() -> None:
             await client.call({"a": object()}, name="x")
         with pytest.raises(ValueError, match="key"):
             await client.call(name="x", key="")
-        with pytest.raises(ValueError, match="key"):
-            await client.call(name="x", key="k" * 129)
+        for key in ("k" * 129, "\ud800"):
+            with pytest.raises(ValueError, match="key"):
+                await client.call(name="x", key=key)
+        for name in ("\ud800", ""):
+            with pytest.raises((InvalidMessage, UsageError)):
+                await client.call("\ud800", name=name)
+        with pytest.raises(InvalidMessage):
+            await client.join("r").send("\ud800")
+        with pytest.raises(InvalidMessage):
+            await client.call(1, name="\ud800")
 
 
 async def test_keys_are_never_the_same() -> None:
@@ -325,6 +333,20 @@ async def test_leaving_a_room_fails_what_was_not_sent() -> None:
         with pytest.raises(Exception, match="was left"):
             await sending
         assert server.wire.of("publish") == []
+
+
+async def test_a_command_that_is_refused_for_now_when_its_room_was_left() -> None:
+    server = FakeServer()
+    server.on["publish"] = lambda body: None
+    async with running(server) as client:
+        room = await client.join("r")
+        sending = later(room.send("x"))
+        await server.clock.settle()
+        command = server.wire.last("publish")
+        await room.leave()
+        server.wire.reply(command, error={"code": 111, "message": "too many", "temporary": True})
+        with pytest.raises(Exception, match="was left"):
+            await sending
 
 
 # -- limits

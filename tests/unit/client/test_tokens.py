@@ -102,8 +102,18 @@ async def logged_out() -> str:
     raise ConnectionClosed(3500, "logged out")
 
 
+async def surrogate() -> str:
+    return "\ud800"
+
+
 @pytest.mark.parametrize(
-    "token, why", [(not_async, "async function"), (not_a_string, "string or None"), (logged_out, "logged out")]
+    "token, why",
+    [
+        (surrogate, "surrogate"),
+        (not_async, "async function"),
+        (not_a_string, "string or None"),
+        (logged_out, "logged out"),
+    ],
 )
 async def test_functions_that_end_it(token: Callable[[], Awaitable[str]], why: str) -> None:
     with pytest.raises(ConnectionClosed, match=why):

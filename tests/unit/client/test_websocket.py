@@ -301,7 +301,9 @@ async def test_dialling_may_be_cancelled() -> None:
 async def test_certificates_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as server:
         with pytest.raises(OSError):
-            await WebSocketDialer(ssl=ssl.create_default_context()).dial(f"wss://127.0.0.1:{server.port}/ws", {})
+            await WebSocketDialer(ssl=ssl.create_default_context()).dial(
+                f"wss://127.0.0.1:{server.port}/ws", {}
+            )
 
     async def refuse(*args: Any, **kwargs: Any) -> Any:
         error = ssl.SSLCertVerificationError(1, "certificate verify failed")

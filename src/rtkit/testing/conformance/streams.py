@@ -265,6 +265,7 @@ class StreamBrokerSuite(BrokerSuite):
         behind = await nodes[0].broker.read(topic, since=Position(top.epoch, 2), history=history)
         assert behind == StreamPage(top.epoch, 3, 3, 3, (), "trimmed")
         assert (await self.fill(nodes[0], topic, 1, history)) == Position(top.epoch, 4)
+        assert self.offsets(await nodes[0].broker.read(topic, since=top, history=history)) == [4]
 
     # -- reading
 
