@@ -18,6 +18,14 @@ _RIGHTS: frozenset[str] = frozenset({"publish", "signal", "presence", "history"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
+def _bytes(text: str) -> int:
+    """How many bytes of UTF-8; 0 when a lone surrogate makes it none."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return 0
+
+
 class Identity(Generic[C]):
     """What authentication yields: a user, the host's claims about them, and until when it holds.
 
@@ -27,6 +35,7 @@ class Identity(Generic[C]):
     :param claims: whatever the host wants to have at hand in handlers.
     :param expires_at: seconds since the Unix epoch, or None for never (A3).
     :raises ValueError: for a user id that is empty, too long, or has control characters.
+    :raises TypeError: for one that is no string.
     """
 
     __slots__ = ("_claims", "_expires_at", "_user")
@@ -36,7 +45,9 @@ class Identity(Generic[C]):
     @overload
     def __init__(self, user: str, claims: C, *, expires_at: float | None = None) -> None: ...
     def __init__(self, user: str, claims: Any = None, *, expires_at: float | None = None) -> None:
-        if not user or len(user.encode("utf-8", "replace")) > 255 or _CONTROL.search(user):
+        if not isinstance(user, str):
+            raise TypeError(f"a user id is a string, not {user!r:.80}; str(…) makes one of a number")
+        if not 0 < _bytes(user) <= 255 or _CONTROL.search(user):
             raise ValueError(
                 f"a user id is 1 to 255 bytes of UTF-8 without control characters, not {user!r:.80}"
             )

@@ -81,10 +81,15 @@ class Pattern:
 
         def value(piece: re.Match[str]) -> str:
             name, star = piece.groups()
-            text = params[name]
-            if not text:
+            text: object = params[name]
+            if not isinstance(text, str) or not text:
                 raise UsageError(f"{self.text!r}: {name} must be a string that is not empty, not {text!r}")
-            return quote(str(text), safe=":/@" if star else "@")
+            try:
+                return quote(text, safe=":/@" if star else "@")
+            except UnicodeEncodeError:
+                raise UsageError(
+                    f"{self.text!r}: {name} has a lone surrogate, which UTF-8 cannot hold"
+                ) from None
 
         room = _PIECE.sub(value, self.text)
         if len(room.encode()) > 255:

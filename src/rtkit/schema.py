@@ -120,7 +120,7 @@ def encode_value(value: Any) -> bytes:
         if _is_pydantic(type(value)):
             return cast(str, value.model_dump_json()).encode()
         return _dumps_with_models(value)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidMessage(f"{type(value).__name__} cannot be encoded as JSON: {error}") from error
 
 

@@ -150,7 +150,9 @@ class RawClient:
         self.pipe = FakePipe(answers_close=answers_close)
         self.transport = WebSocketTransport(self.pipe, max_frame=hub.max_frame)
         self.pipe.transport = self.transport
-        self.handshake = handshake or Handshake(path="/rt/ws", headers=(("host", "test"),), address="10.0.0.1")
+        self.handshake = handshake or Handshake(
+            path="/rt/ws", headers=(("host", "test"),), address="10.0.0.1"
+        )
         self.last_id = 0
         self._read = 0
         self._units: list[Unit] = []

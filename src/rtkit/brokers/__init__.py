@@ -7,13 +7,15 @@ The contracts are in :mod:`rtkit.brokers.base`; a broker of your own proves that
 from __future__ import annotations
 
 import re
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..clock import Clock
 from ..errors import UsageError
 from .base import ANYTHING, Anything, Appended, Broker, Conflict, Sink, StateBroker, StreamBroker
 from .memory import MemoryBackend, MemoryBroker, MemoryStatistics
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = [
     # contracts
@@ -57,6 +59,8 @@ def open_url(url: str, *, clock: Clock | None = None) -> Broker:
     scheme = match[1].lower()
     if scheme == "memory":
         return MemoryBroker.from_url(url, clock=clock)
+    from importlib.metadata import entry_points  # slow to import, and memory:// does without
+
     installed = {found.name: found for found in entry_points(group=GROUP)}
     if scheme not in installed:
         raise UsageError(

@@ -383,11 +383,15 @@ class Client:
     @overload
     def messages(self) -> Feed[Any]: ...
     @overload
-    def messages(self, type_: type[A], /, *more: type[A]) -> Feed[A]: ...
+    def messages(self, type_: type[A], /) -> Feed[A]: ...
+    @overload
+    def messages(self, type_: type[A], second: type[B], /) -> Feed[A | B]: ...
+    @overload
+    def messages(self, type_: type[A], second: type[B], third: type[C], /) -> Feed[A | B | C]: ...
     def messages(self, *types: type[Any]) -> Feed[Any]:
         """Iterate over what the server sends to this session alone, from now on: at most once (C1).
 
-        :param types: the messages wanted; without any, everything as plain JSON.
+        :param types: the messages wanted, up to three; without any, everything as plain JSON.
         :return: an asynchronous iterator; it keeps the newest 1,024 that are not fetched.
         """
         reader = Reader(types or (object,), where="messages()")

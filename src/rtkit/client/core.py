@@ -90,5 +90,7 @@ class Core:
                 raise TimeoutError(f"not sent within {timeout:g} s; it was withdrawn") from None
         except asyncio.CancelledError:
             self.engine.outbox.withdraw(sending)
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # it came in the same moment; nobody will look at it, and that is all right
             raise
         return unpack(waiter.result())

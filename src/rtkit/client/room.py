@@ -29,6 +29,7 @@ __all__ = ["RoomClient"]
 M = TypeVar("M")
 S = TypeVar("S")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _LEAVE_TIMEOUT: Final = 5.0
 _SIGNALS: Final = 256
@@ -182,11 +183,15 @@ class RoomClient(Generic[M]):
     @overload
     def signals(self) -> Feed[Signal[Any]]: ...
     @overload
-    def signals(self, type_: type[S], /, *more: type[S]) -> Feed[Signal[S]]: ...
+    def signals(self, type_: type[S], /) -> Feed[Signal[S]]: ...
+    @overload
+    def signals(self, type_: type[S], second: type[R], /) -> Feed[Signal[S | R]]: ...
+    @overload
+    def signals(self, type_: type[S], second: type[R], third: type[T], /) -> Feed[Signal[S | R | T]]: ...
     def signals(self, *types: type[Any]) -> Feed[Signal[Any]]:
         """Iterate over the room's signals from now on: at most once, only while we are in (D5).
 
-        :param types: the events wanted; without any, all of them as plain JSON.
+        :param types: the events wanted, up to three; without any, all of them as plain JSON.
         :return: an asynchronous iterator; it keeps the newest 256 that are not fetched.
         """
         reader = Reader(types or (object,), where=f"signals({self.name!r})")

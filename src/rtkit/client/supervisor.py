@@ -141,6 +141,14 @@ class Supervisor:
 
     async def run(self) -> None:
         """Connect and reconnect until it is over for good."""
+        try:
+            await self._run()
+        except Exception as error:
+            # A fault of ours. Nobody shall wait for a client that is dead.
+            self.finish(codes.INTERNAL_CLOSE, f"internal error of the client: {error!r}", cause=error)
+            raise
+
+    async def _run(self) -> None:
         while True:
             self._set(State.CONNECTING)
             ending = await self._attempt()
@@ -270,6 +278,9 @@ class Supervisor:
             return self._verdict or Ending(_LOST, "the server did not answer")
         except BadUnit as error:
             return Ending(_LOST, f"the server sent something that is no unit: {error.message}", cause=error)
+        except Exception as error:
+            logger.exception("handling what the server sent failed")
+            return Ending(_LOST, f"handling what the server sent failed: {error!r}", cause=error)
         finally:
             self._scope = None
 

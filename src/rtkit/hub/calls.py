@@ -244,9 +244,7 @@ async def _failed(ctx: Context[Any, Any], procedure: Procedure, around: Around, 
     engine = ctx.session.engine
     reference = secrets.token_hex(4)
     extra = {"session": ctx.session.id, "user": ctx.user, "room": ctx.where}
-    logger.error(
-        "handler %s failed, reference %s", procedure.name, reference, exc_info=error, extra=extra
-    )
+    logger.error("handler %s failed, reference %s", procedure.name, reference, exc_info=error, extra=extra)
     engine.counters.add("handler_errors")
     for hook in around.error_hooks:
         try:

@@ -49,8 +49,9 @@ async def connect(connection: Connection, command: Command) -> None:
         connection.close(codes.BAD_REQUEST_CLOSE, "bad request: connected already")
         return
     data = None if isinstance(body.data, UnsetType) else loads(bytes(body.data), _any)
+    limit = timeout(engine.clock, engine.limits.auth_timeout)
     try:
-        async with timeout(engine.clock, engine.limits.auth_timeout) as limit:
+        async with limit:
             identity = await engine.authority.authenticate(connection.handshake, body.token, data)
     except Reject as error:
         connection.error(command.id, error.code, error.message, retry_after=error.retry_after)

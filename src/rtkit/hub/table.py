@@ -143,7 +143,9 @@ class Table:
         found = [family for family in self.families if family.rooms is rooms]
         if len(found) > 1:
             places = ", ".join(repr(family.pattern.text) for family in found)
-            raise UsageError(f"rooms {rooms.pattern!r} are included as {places}; use hub.room(name) of the one meant")
+            raise UsageError(
+                f"rooms {rooms.pattern!r} are included as {places}; use hub.room(name) of the one meant"
+            )
         if found:
             return found[0]
         raise UnknownRoom(f"rooms {rooms.pattern!r} belong to a router this hub does not include")

@@ -108,6 +108,21 @@ class TestForgetting:
         stream = broker.backend._streams["t"]
         assert sum(len(entry.payload) for entry in stream._kept) == stream.size == 50
 
+    async def test_in_the_last_moment_it_is_there_and_then_it_is_not(
+        self, broker: MemoryBroker, clock: ManualClock
+    ) -> None:
+        history = History(10, ttl=300.0)
+        await append(broker, history=history, key="k")
+        await broker.put("s", "f", b"", ttl=300.0)
+        await clock.advance(299.5)
+        assert len((await broker.read("t")).entries) == 1
+        assert (await broker.append("t", b"", history=history, key="k")).duplicate
+        assert await broker.entries("s")
+        await clock.advance(0.5)
+        assert (await broker.read("t")).entries == ()
+        assert not (await broker.append("t", b"", history=history, key="k")).duplicate
+        assert not await broker.entries("s")
+
     async def test_an_idle_hash_gives_its_fields_back(self, broker: MemoryBroker, clock: ManualClock) -> None:
         for number in range(3):
             await broker.put("a", f"f{number}", b"", ttl=10.0 + number)

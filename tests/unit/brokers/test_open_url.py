@@ -51,7 +51,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert group == "rtkit.brokers"
         return found
 
-    monkeypatch.setattr(rtkit.brokers, "entry_points", entry_points)
+    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
     yield
     assert "a_plug_in_that_is_not_there" not in sys.modules
 
@@ -129,7 +129,7 @@ def test_an_unknown_scheme_is_told_what_there_is() -> None:
 def test_a_known_scheme_is_told_what_to_install(
     monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str
 ) -> None:
-    monkeypatch.setattr(rtkit.brokers, "entry_points", lambda group: EntryPoints())
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: EntryPoints())
     with pytest.raises(UsageError) as caught:
         open_url(f"{scheme}://:secret@host")
     assert str(caught.value) == (

@@ -352,6 +352,39 @@ async def test_garbage_ends_the_connection_not_the_client() -> None:
         assert client.state == "connected"
 
 
+async def test_a_fault_of_ours_ends_the_connection_not_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeServer()
+    async with running(server) as client:
+        room = await client.join("r")
+
+        def broken(*args: object) -> None:
+            raise RuntimeError("bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(room._membership.state.__class__, "published", broken)  # pyright: ignore[reportPrivateUsage]
+            server.wire.push(channel="r", pub={"data": 1})
+            await server.clock.settle()
+        assert client.state == "waiting"
+        assert "bug" in client.statistics().last_failure
+        await server.pass_(1)
+        assert client.state == "connected"
+
+
+class Broken(random.Random):
+    def random(self) -> float:
+        raise RuntimeError("bug")
+
+
+async def test_a_fault_of_ours_elsewhere_ends_the_client_loudly() -> None:
+    server = FakeServer()
+    async with running(server, random=Broken(1)) as client:
+        server.wire.cut()
+        await server.clock.settle()
+        assert client.state == "closed"
+        with pytest.raises(ConnectionClosed, match="bug"):
+            await client.call(name="x")
+
+
 async def test_unknown_units_are_ignored() -> None:
     server = FakeServer()
     async with running(server) as client:

@@ -644,6 +644,29 @@ async def test_an_own_room_nobody_reads_is_bounded() -> None:
         assert got == list(range(1, 1501))
 
 
+async def test_an_own_room_that_was_full_with_a_wish() -> None:
+    server = FakeServer()
+    server.hello["subs"] = {"u": sub("e", 0)}
+    stream(server, 1500)
+    async with running(server) as client:
+        for n in range(1, 1501):
+            server.wire.push(channel="u", pub=pub(n))
+        await server.clock.settle()
+        room = await client.join("u", since=Position("e", 1490))
+        await server.clock.settle()
+        assert take(room) == list(range(1491, 1501))
+
+
+async def test_former_client_ids_are_bounded() -> None:
+    server = FakeServer()
+    async with running(server) as client:
+        rooms = client._engine.rooms  # pyright: ignore[reportPrivateUsage]
+        for n in range(100):
+            rooms.know_own(f"x{n}")
+        assert len(rooms.own) == 64
+        assert "x99" in rooms.own
+
+
 # -- signals
 
 

@@ -280,6 +280,24 @@ async def test_cancelling() -> None:
         assert server.wire.of("rpc") == []
 
 
+async def test_cancelling_in_the_moment_of_the_answer() -> None:
+    server = FakeServer()
+    server.on["rpc"] = lambda body: None
+    async with running(server) as client:
+        call = later(client.call(name="x"))
+        timed = later(client.call(name="y", timeout=3))
+        await server.clock.settle()
+        sendings = list(client._engine.outbox)  # pyright: ignore[reportPrivateUsage]
+        for sending in sendings:
+            sending.settle(CallError(400, "no"))
+            sending.settle(CallError(400, "twice does no harm"))
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        with pytest.raises(CallError, match="no"):
+            await timed
+
+
 async def test_the_offline_queue_is_bounded() -> None:
     server = FakeServer()
     async with running(server, max_offline=3) as client:

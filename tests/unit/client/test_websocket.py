@@ -18,6 +18,7 @@ from websockets.http11 import Request, Response
 from rtkit.client import DialFailed, Policy, WebSocketDialer, WireClosed, connect, websocket
 from rtkit.client.websocket import version
 from rtkit.errors import ConnectionClosed
+from rtkit.testing.clock import ManualClock
 
 FAST = Policy(min_delay=0.01, max_delay=0.05, close_timeout=0.5, open_timeout=5)
 
@@ -247,15 +248,21 @@ async def test_closing_a_pipe_that_is_full_is_bounded() -> None:
 
     async with serve(deaf, "127.0.0.1", 0, max_queue=1) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        wire = await WebSocketDialer(close_timeout=0.2).dial(f"ws://127.0.0.1:{port}/ws", {})
+        clock = ManualClock()
+        wire = await WebSocketDialer(close_timeout=2, clock=clock).dial(f"ws://127.0.0.1:{port}/ws", {})
 
         async def flood() -> None:
             while True:
                 await wire.send(b"x" * 1_000_000)
 
         flooding = asyncio.create_task(flood())
-        await asyncio.sleep(0.2)
-        await asyncio.wait_for(wire.close(1000, ""), 5)
+        while not wire._connection.paused:  # noqa: ASYNC110 - the library has no event for it
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(wire.close(1000, ""))
+        await asyncio.sleep(0)
+        assert not closing.done()
+        clock.advance_nowait(2)
+        await asyncio.wait_for(closing, 5)
         with pytest.raises(WireClosed):
             await asyncio.wait_for(flooding, 5)
         with pytest.raises(WireClosed):
@@ -268,7 +275,8 @@ async def test_cancelled_closing_lets_go_at_once() -> None:
         wire = await WebSocketDialer().dial(f"ws://127.0.0.1:{server.port}/ws", {})
         server.connections[0].transport.pause_reading()  # no answer to the close frame
         closing = asyncio.create_task(wire.close(1000, ""))
-        await asyncio.sleep(0.01)
+        while "closing" not in repr(wire):  # noqa: ASYNC110 - likewise
+            await asyncio.sleep(0)
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing

@@ -99,9 +99,7 @@ async def world(caplog: pytest.LogCaptureFixture) -> AsyncIterator[World]:
 
 
 @pytest.fixture(autouse=True)
-def no_error_is_logged(
-    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
-) -> Any:
+def no_error_is_logged(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Any:
     """An exception in the log fails the test, unless it asked for the fixture ``errors``."""
     yield
     if "errors" not in request.fixturenames:

@@ -294,7 +294,9 @@ async def test_a_refresh_that_has_expired_is_an_error_of_its_own(world: World) -
 
 async def test_a_refresh_bypasses_a_busy_queue(world: World) -> None:
     """C2: a waiting handler must not let a token expire."""
-    hub = world.hub(authenticate=Door(expiring(world, 20), expiring(world, 500)), limits=Limits(handler_timeout=None))
+    hub = world.hub(
+        authenticate=Door(expiring(world, 20), expiring(world, 500)), limits=Limits(handler_timeout=None)
+    )
     go = asyncio.Event()
 
     @hub.rpc(object, name="wait")
@@ -430,7 +432,9 @@ async def test_no_secret_in_logs_and_reprs(
 
     await hub.start()
     handshake = Handshake(
-        path="/rt", headers=(("authorization", f"Bearer {secret}"), ("cookie", f"sid={secret}")), query=f"t={secret}"
+        path="/rt",
+        headers=(("authorization", f"Bearer {secret}"), ("cookie", f"sid={secret}")),
+        query=f"t={secret}",
     )
     for data in ("fail", "no", "yes"):
         client = world.client(hub, handshake=handshake)
@@ -438,7 +442,9 @@ async def test_no_secret_in_logs_and_reprs(
     await client.refused("rpc", method="fail", data=secret)
     await client.request("refresh", token=secret)
     await client.leave()
-    said = [r.getMessage() + repr(r.__dict__) for r in caplog.get_records("call") if r.name.startswith("rtkit")]
+    said = [
+        r.getMessage() + repr(r.__dict__) for r in caplog.get_records("call") if r.name.startswith("rtkit")
+    ]
     assert said
     for text in (*said, *seen, repr(hub), repr(hub.engine)):
         assert secret not in text

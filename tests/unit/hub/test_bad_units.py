@@ -104,7 +104,12 @@ async def test_every_bad_unit_before_connecting_closes(world: World) -> None:
     """Protocol 13.2: who has not authenticated is not argued with."""
     hub = plain(world)
     await hub.start()
-    for unit in (b'{"id":1,"connect":[]}', b'{"id":1,"connect":{"token":1}}', b'{"id":1,"nonsense":{}}', b"{ }"):
+    for unit in (
+        b'{"id":1,"connect":[]}',
+        b'{"id":1,"connect":{"token":1}}',
+        b'{"id":1,"nonsense":{}}',
+        b"{ }",
+    ):
         client = world.client(hub)
         client.say(unit)
         await client.settle()
@@ -122,16 +127,31 @@ WRONG = {
         '{"id":5,"subscribe":{"channel":"raw:a","recover":true,"offset":-1}}',
         "Expected `int` >= 0 - at `$.subscribe.offset`",
     ),
-    "huge offset": ('{"id":5,"subscribe":{"channel":"raw:a","offset":9007199254740992}}', "`$.subscribe.offset`"),
+    "huge offset": (
+        '{"id":5,"subscribe":{"channel":"raw:a","offset":9007199254740992}}',
+        "`$.subscribe.offset`",
+    ),
     "epoch": ('{"id":5,"subscribe":{"channel":"raw:a","epoch":"%s"}}' % ("e" * 129), "`$.subscribe.epoch`"),
-    "limit": ('{"id":5,"history":{"channel":"raw:a","limit":-2}}', "Expected `int` >= -1 - at `$.history.limit`"),
+    "limit": (
+        '{"id":5,"history":{"channel":"raw:a","limit":-2}}',
+        "Expected `int` >= -1 - at `$.history.limit`",
+    ),
     "since": ('{"id":5,"history":{"channel":"raw:a","since":[]}}', "`$.history.since`"),
     "empty key": ('{"id":5,"publish":{"channel":"raw:a","data":1,"key":""}}', "`$.publish.key`"),
-    "long key": ('{"id":5,"publish":{"channel":"raw:a","data":1,"key":"%s"}}' % ("k" * 129), "`$.publish.key`"),
+    "long key": (
+        '{"id":5,"publish":{"channel":"raw:a","data":1,"key":"%s"}}' % ("k" * 129),
+        "`$.publish.key`",
+    ),
     "method name": ('{"id":5,"rpc":{"method":"%s"}}' % ("m" * 256), "`$.rpc.method`"),
     "two methods": ('{"id":5,"ping":{},"rpc":{"method":"echo"}}', "one method a command, not rpc and ping"),
-    "two with refresh": ('{"id":5,"refresh":{"token":"ann"},"ping":{}}', "one method a command, not ping and refresh"),
-    "two with connect": ('{"id":5,"connect":{"token":"ann"},"ping":{}}', "one method a command, not connect and ping"),
+    "two with refresh": (
+        '{"id":5,"refresh":{"token":"ann"},"ping":{}}',
+        "one method a command, not ping and refresh",
+    ),
+    "two with connect": (
+        '{"id":5,"connect":{"token":"ann"},"ping":{}}',
+        "one method a command, not connect and ping",
+    ),
 }
 
 
@@ -148,7 +168,9 @@ async def test_an_addressable_fault_is_answered(world: World, frame: str, messag
     assert await client.call("ping") == {}
 
 
-@pytest.mark.parametrize("unit", ['{"id":5}', '{"id":5,"teleport":{}}', '{"id":5,"subscribe":null}', '{"id":5,"push":{}}'])
+@pytest.mark.parametrize(
+    "unit", ['{"id":5}', '{"id":5,"teleport":{}}', '{"id":5,"subscribe":null}', '{"id":5,"push":{}}']
+)
 async def test_an_unknown_method(world: World, unit: str) -> None:
     """W3: 104."""
     client = await world.join(plain(world), "ann")

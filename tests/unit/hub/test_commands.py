@@ -158,7 +158,9 @@ async def test_a_room_without_history_says_so(world: World) -> None:
     assert result == {"was_recovering": True}
 
 
-@pytest.mark.parametrize("channel", ["", "nobody:declared", "raw", "raw:", "raw:a:b", "x" * 256, "raw:\x00", "\x00control"])
+@pytest.mark.parametrize(
+    "channel", ["", "nobody:declared", "raw", "raw:", "raw:a:b", "x" * 256, "raw:\x00", "\x00control"]
+)
 async def test_unknown_room(world: World, channel: str) -> None:
     """A2: a room nobody declared does not exist; W4: nor does one that cannot be a name."""
     client = await world.join(chat(world), "ann")
@@ -439,7 +441,9 @@ async def test_commands_without_an_id(world: World) -> None:
     assert list(client.replies) == [1]
     client.forget()
     client.tell({"subscribe": {"channel": "raw:a"}}, {"publish": {"channel": "raw:a", "data": 1}})
-    client.tell({"subscribe": {"channel": "?"}}, {"id": 0, "ping": {}}, {"what": {}}, {"rpc": {"method": "no"}})
+    client.tell(
+        {"subscribe": {"channel": "?"}}, {"id": 0, "ping": {}}, {"what": {}}, {"rpc": {"method": "no"}}
+    )
     await client.settle()
     assert [list(unit) for unit in client.units] == [["push"]]
     assert client.data_of("raw:a") == [1]

@@ -113,7 +113,13 @@ def everything(world: World) -> Hub[Any]:
     hub.rooms("raw:{x}", publishes=object, grant=ALL, history=History(3, ttl=600))
     hub.rooms("live:{x}", publishes=object, grant=ALL)
     typed = hub.rooms("chat:{x}", publishes=Say, grant=ALL, history=History(9, ttl=600))
-    hub.rooms("mine:{x}", publishes=object, grant=ALL, history=History(9, ttl=600), auto_join=lambda i: [f"mine:{i.user}"])
+    hub.rooms(
+        "mine:{x}",
+        publishes=object,
+        grant=ALL,
+        history=History(9, ttl=600),
+        auto_join=lambda i: [f"mine:{i.user}"],
+    )
 
     @typed.on(Say)
     async def say(ctx: Context[Any, Say], message: Say) -> str:
@@ -179,7 +185,9 @@ async def test_draining_says_nothing_to_a_foreign_client(world: World) -> None:
     await closing
     assert eve.closed == ann.closed == (3001, "draining")
     assert eve.pushes == []
-    assert ann.pushes == [{"disconnect": {"code": 3001, "reason": "draining", "rt": {"min": 0.0, "max": 1.0}}}]
+    assert ann.pushes == [
+        {"disconnect": {"code": 3001, "reason": "draining", "rt": {"min": 0.0, "max": 1.0}}}
+    ]
     check_all(eve)
 
 
@@ -200,7 +208,9 @@ async def test_an_unknown_version_of_rt_and_unknown_fields(world: World) -> None
     hub = everything(world)
     await hub.start()
     client = world.client(hub)
-    result = await client.connect("ann", rt={"v": 7, "resume": "x", "more": []}, future={"x": 1}, name="n", version="9")
+    result = await client.connect(
+        "ann", rt={"v": 7, "resume": "x", "more": []}, future={"x": 1}, name="n", version="9"
+    )
     assert "limits" in result["rt"]
 
 

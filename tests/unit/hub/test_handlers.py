@@ -196,7 +196,10 @@ async def test_a_batch_beyond_max_pending_is_done_all_the_same(world: World) -> 
     ann = await world.join(stage.hub, "ann", "r:a")
     ids = list(range(100, 120))
     ann.tell(
-        *({"id": i, "publish": {"channel": "r:a", "data": {"event": "Say", "data": {"text": "x"}}}} for i in ids)
+        *(
+            {"id": i, "publish": {"channel": "r:a", "data": {"event": "Say", "data": {"text": "x"}}}}
+            for i in ids
+        )
     )
     assert ann.pipe.paused
     stage.cue("x").set()
@@ -349,7 +352,9 @@ async def test_a_cancellation_by_nobody_is_a_failure(world: World, errors: Any) 
     assert ann.reply(failed)["error"]["code"] == 100
     assert ann.answered(ping)
     assert len(errors()) == 1
-    assert failing.told == [("ann", "r:a", "the handler let a CancelledError through that was not meant for it")]
+    assert failing.told == [
+        ("ann", "r:a", "the handler let a CancelledError through that was not meant for it")
+    ]
     assert await ann.call("ping") == {}
 
 
@@ -565,7 +570,11 @@ async def test_session_close_tells_the_client_why(world: World) -> None:
         else:
             await ctx.session.close(code=message, reason="enough")
 
-    for data, closed in ((None, (3503, "closed for good")), (4600, (4600, "enough")), (1000, (1000, "enough"))):
+    for data, closed in (
+        (None, (3503, "closed for good")),
+        (4600, (4600, "enough")),
+        (1000, (1000, "enough")),
+    ):
         client = await world.join(hub, "ann")
         client.ask("rpc", method="go", data=data)
         await client.settle()

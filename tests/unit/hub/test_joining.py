@@ -279,7 +279,11 @@ async def test_session_hooks(world: World) -> None:
             await world.settle()
         ends.append(log[-1])
     assert log.count("ann begins, resumed False") == 3
-    assert ends == ["ann ends {'n': 1} 'bye'", "ann ends {'n': 1} 'connection lost'", "ann ends {'n': 1} 'go home'"]
+    assert ends == [
+        "ann ends {'n': 1} 'bye'",
+        "ann ends {'n': 1} 'connection lost'",
+        "ann ends {'n': 1} 'go home'",
+    ]
 
 
 async def test_on_session_start_may_refuse(world: World) -> None:
@@ -482,7 +486,9 @@ async def test_auto_join_sees_the_identity(world: World) -> None:
         return Identity("ann", ["x", "y"])
 
     hub = world.hub(authenticate=authenticate)
-    hub.rooms("team:{x}", publishes=object, grant=Grant(), auto_join=lambda i: [f"team:{t}" for t in i.claims])
+    hub.rooms(
+        "team:{x}", publishes=object, grant=Grant(), auto_join=lambda i: [f"team:{t}" for t in i.claims]
+    )
     client = await world.join(hub, "ann")
     assert set(client.reply(1)["connect"]["subs"]) == {"team:x", "team:y"}
 

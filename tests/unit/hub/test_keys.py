@@ -105,7 +105,15 @@ async def test_keys_belong_to_a_room(world: World) -> None:
     assert await shop.texts("r:a") == ["a"]
     assert await shop.texts("r:b") == ["b"]
     log = await shop.texts("log:a")
-    assert log == ["a noted", "a noted again", "b noted", "b noted again", "rpc", "rpc noted", "rpc noted again"]
+    assert log == [
+        "a noted",
+        "a noted again",
+        "b noted",
+        "b noted again",
+        "rpc",
+        "rpc noted",
+        "rpc noted again",
+    ]
 
 
 async def test_a_resend_joins_the_run_that_is_still_going(world: World) -> None:

@@ -42,16 +42,27 @@ async def test_after_closing_nothing_is_left(world: World) -> None:
     for session in hub.engine.sessions.values():
         session.spawn(for_ever)
     clients[0].pipe.stall()
-    for n in range(100):
+    for _ in range(100):
         await hub.publish("r:a", "x" * 20_000)
     unauthenticated = world.client(hub)
     engine = hub.engine
     await hub.aclose()
     assert [client.closed for client in [*clients, unauthenticated]] == [(3001, "draining")] * 11
     for client in clients[1:]:
-        assert client.pushes[-1]["disconnect"] == {"code": 3001, "reason": "draining", "rt": {"min": 0.0, "max": 1.0}}
+        assert client.pushes[-1]["disconnect"] == {
+            "code": 3001,
+            "reason": "draining",
+            "rt": {"min": 0.0, "max": 1.0},
+        }
     assert not hub.statistics().running
-    for left in (engine.connections, engine.sessions, engine.users, engine.rooms, engine._working, engine._runs):
+    for left in (
+        engine.connections,
+        engine.sessions,
+        engine.users,
+        engine.rooms,
+        engine._working,
+        engine._runs,
+    ):
         assert not left
     assert (len(engine.deadlines), len(engine.tasks)) == (0, 0)
     assert world.clock.timers == 0
@@ -395,7 +406,9 @@ def test_another_loop() -> None:
 
         async def elsewhere() -> None:
             for call in (lambda: hub.publish("r", 1), hub.start, hub.aclose):
-                with pytest.raises(WrongLoop, match=r"anyio.from_thread.run\(hub.publish, room, message\).*TestClient"):
+                with pytest.raises(
+                    WrongLoop, match=r"anyio.from_thread.run\(hub.publish, room, message\).*TestClient"
+                ):
                     await call()
 
         asyncio.run(elsewhere())
@@ -415,7 +428,9 @@ async def test_another_process(world: World, monkeypatch: pytest.MonkeyPatch) ->
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid + 1)
         for call in (lambda: hub.publish("r:a", 1), hub.start, hub.aclose):
-            with pytest.raises(WrongProcess, match=f"started in process {pid}, .*Start it in each worker after the fork"):
+            with pytest.raises(
+                WrongProcess, match=f"started in process {pid}, .*Start it in each worker after the fork"
+            ):
                 await call()
     await hub.publish("r:a", 1)
 
@@ -443,7 +458,14 @@ async def test_statistics(world: World) -> None:
     assert (now.connections, now.sessions, now.rooms, now.users) == (4, 3, 3, 2)
     assert now.totals is not None
     totals = now.totals
-    expected = {"connections": 4, "sessions": 3, "joins": 4, "publications": 1, "deliveries": 2, "errors{102}": 1}
+    expected = {
+        "connections": 4,
+        "sessions": 3,
+        "joins": 4,
+        "publications": 1,
+        "deliveries": 2,
+        "errors{102}": 1,
+    }
     assert {name: totals[name] for name in expected} == expected
     assert "secret" not in repr(totals)
     with pytest.raises(TypeError):

@@ -128,7 +128,9 @@ def test_two_of_the_same_kind() -> None:
     with pytest.raises(DeclarationError, match=r"'Say' is declared twice; give one of the two a name="):
         hub.rpc(Say)(fine)
     hub.rpc(Say, name="Tell")(fine)
-    with pytest.raises(DeclarationError, match=r"names that begin with 'rt\.' are rtkit's own, so not 'rt\.x'"):
+    with pytest.raises(
+        DeclarationError, match=r"names that begin with 'rt\.' are rtkit's own, so not 'rt\.x'"
+    ):
         hub.rpc(Say, name="rt.x")(fine)
     rooms.on_join(fine)
     with pytest.raises(DeclarationError, match="'r' have an on_join hook already"):
@@ -171,7 +173,9 @@ def test_ambiguous_patterns(first: str, second: str) -> None:
     """API 2: both are named, and the way out."""
     hub = make()
     hub.rooms(first, publishes=object)
-    with pytest.raises(DeclarationError, match="are ambiguous: some room name matches both. Give one of them a literal") as e:
+    with pytest.raises(
+        DeclarationError, match="are ambiguous: some room name matches both. Give one of them a literal"
+    ) as e:
         hub.rooms(second, publishes=object)
     assert repr(first) in str(e.value)
     assert repr(second) in str(e.value)
@@ -200,7 +204,10 @@ def test_the_longest_literal_prefix_wins() -> None:
     hub = make()
     for pattern in ("{any}:{x}", "chat:{x}", "chat:admin:{x}", "chat:{x}:{y}", "chat:lobby"):
         hub.rooms(pattern, publishes=object)
-    found = {name: hub.table().find(name)[0].pattern.text for name in ("chat:lobby", "chat:a", "chat:admin:a", "x:y")}
+    found = {
+        name: hub.table().find(name)[0].pattern.text
+        for name in ("chat:lobby", "chat:a", "chat:admin:a", "x:y")
+    }
     assert found == {
         "chat:lobby": "chat:lobby",
         "chat:a": "chat:{x}",
@@ -281,7 +288,10 @@ class Tagged(msgspec.Struct, tag="Say"):
         ((One, Two), "One and Two are both TypedDicts.*make one of them a dataclass"),
         ((Say, Say), "two message types are called 'Say' on the wire; rename one, or give it a tag"),
         ((Say, Tagged), "two message types are called 'Say'"),
-        (int, "a message is a dataclass, msgspec Struct, TypedDict or pydantic model, not <class 'int'>; for several"),
+        (
+            int,
+            "a message is a dataclass, msgspec Struct, TypedDict or pydantic model, not <class 'int'>; for several",
+        ),
         (dict, "and for any JSON object"),
         ("Say", "a message is a dataclass"),
         (Say | Said, "a message is a dataclass"),
@@ -336,7 +346,11 @@ def test_a_union_may_be_handled_under_a_name() -> None:
 @pytest.mark.parametrize(
     ("overflow", "history", "message"),
     [
-        ("newest", None, "overflow='newest' is none of recover, drop_oldest, drop_newest, latest_per_key, close"),
+        (
+            "newest",
+            None,
+            "overflow='newest' is none of recover, drop_oldest, drop_newest, latest_per_key, close",
+        ),
         ("recover", None, "'recover' does not go without history; use drop_oldest or drop_newest or"),
         ("drop_oldest", History(1, ttl=1), "'drop_oldest' does not go with history; use recover or close"),
         ("latest_per_key", History(1, ttl=1), "does not go with history"),
@@ -352,7 +366,9 @@ async def test_history_needs_a_broker_with_streams(world: World) -> None:
     """API, brokers: at start, with a broker to use."""
     hub = world.hub(broker=PlainBroker())
     hub.rooms("kept:{x}", publishes=object, grant=Grant(), history=History(5, ttl=60))
-    with pytest.raises(NotSupported, match=r"'kept:\{x\}' have history=, but PlainBroker keeps no streams; use .*memory://"):
+    with pytest.raises(
+        NotSupported, match=r"'kept:\{x\}' have history=, but PlainBroker keeps no streams; use .*memory://"
+    ):
         await hub.start()
     assert not hub.running
 
@@ -395,12 +411,16 @@ async def test_declaring_while_it_runs(world: World) -> None:
             functools.partial(each.on_error, fine),
         ]
     for attempt in attempts:
-        with pytest.raises(UsageError, match="the hub is running; declare rooms and handlers before it starts"):
+        with pytest.raises(
+            UsageError, match="the hub is running; declare rooms and handlers before it starts"
+        ):
             attempt()
     assert (await client.refused("rpc", method="Say"))["code"] == 104
     await client.call("publish", channel="r:a", data={"event": "Say", "data": {"text": "raw"}})
     await hub.aclose()
-    assert (hub.families, hub.gates, hub.middlewares, hub.error_hooks, hub.start_hooks, hub.end_hooks) == ([],) * 6
+    assert (hub.families, hub.gates, hub.middlewares, hub.error_hooks, hub.start_hooks, hub.end_hooks) == (
+        [],
+    ) * 6
     assert (router.families, router.gates, router.middlewares) == ([rooms, open_rooms], [], [])
     assert (hub.procedures, router.procedures, rooms.handlers) == ({}, {}, {})
     assert (hub.included, router.included) == ([router], [])

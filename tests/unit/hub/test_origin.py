@@ -12,7 +12,9 @@ from rtkit.transports import Handshake, Refused
 from tests.unit.hub.conftest import World
 
 
-def ask(origin: str | None, host: str | None = "app.example", *, secure: bool | None = None, **more: str) -> Handshake:
+def ask(
+    origin: str | None, host: str | None = "app.example", *, secure: bool | None = None, **more: str
+) -> Handshake:
     headers = [(name.replace("_", "-"), value) for name, value in more.items()]
     if origin is not None:
         headers.append(("origin", origin))
@@ -54,7 +56,9 @@ def ask(origin: str | None, host: str | None = "app.example", *, secure: bool | 
         ("https://app.example", None, None, False),
     ],
 )
-def test_an_origin_must_be_our_own_page(origin: str, host: str | None, secure: bool | None, fine: bool) -> None:
+def test_an_origin_must_be_our_own_page(
+    origin: str, host: str | None, secure: bool | None, fine: bool
+) -> None:
     """T10."""
     assert origin_allowed(ask(origin, host, secure=secure), ()) is fine
 
@@ -78,7 +82,8 @@ def test_or_one_of_the_list(allowed: tuple[str, ...], origin: str, fine: bool) -
 
 
 @pytest.mark.parametrize(
-    ("site", "fine"), [(None, True), ("none", True), ("same-origin", True), ("same-site", False), ("cross-site", False)]
+    ("site", "fine"),
+    [(None, True), ("none", True), ("same-origin", True), ("same-site", False), ("cross-site", False)],
 )
 def test_without_an_origin(site: str | None, fine: bool) -> None:
     """T10: no browser page at all, unless the browser says otherwise."""
@@ -88,7 +93,13 @@ def test_without_an_origin(site: str | None, fine: bool) -> None:
 
 def test_two_origins_are_none() -> None:
     """T10: a proxy and we might each read another one."""
-    handshake = Handshake(headers=(("origin", "https://app.example"), ("origin", "https://evil.example"), ("host", "app.example")))
+    handshake = Handshake(
+        headers=(
+            ("origin", "https://app.example"),
+            ("origin", "https://evil.example"),
+            ("host", "app.example"),
+        )
+    )
     assert not origin_allowed(handshake, ())
 
 
@@ -111,7 +122,9 @@ async def test_admission(world: World) -> None:
     hub.admit(ask("https://shop.example"))
 
 
-@pytest.mark.parametrize("origins", [["shop.example"], ["https://"], ["ftp://x"], ["https://a.example/path"], [""]])
+@pytest.mark.parametrize(
+    "origins", [["shop.example"], ["https://"], ["ftp://x"], ["https://a.example/path"], [""]]
+)
 def test_what_is_no_origin(origins: list[str]) -> None:
     """Misuse: at construction, with the form it takes."""
     with pytest.raises(UsageError, match=r"an origin is scheme://host\[:port\], such as https://example.org"):

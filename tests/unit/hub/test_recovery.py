@@ -173,7 +173,9 @@ async def test_a_made_up_position_costs_no_more_than_a_true_one(world: World) ->
 # -- rewind (H8) --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rewind", "got"), [(1, [9]), (3, [7, 8, 9]), (5, [5, 6, 7, 8, 9]), (50, [5, 6, 7, 8, 9])])
+@pytest.mark.parametrize(
+    ("rewind", "got"), [(1, [9]), (3, [7, 8, 9]), (5, [5, 6, 7, 8, 9]), (50, [5, 6, 7, 8, 9])]
+)
 async def test_rewind(world: World, rewind: int, got: list[int]) -> None:
     """H8: that many back, or as many as there are; it is no recovery, so nothing is claimed and nothing missing."""
     hub = kept(world)

@@ -78,7 +78,10 @@ async def test_a_lost_clear_is_found_by_comparing_tops(world: World) -> None:
     """H10: also when the new stream happens to stand at the same offset."""
     lossy = Lossy(world)
     await lossy.start()
-    rt, foreign = await world.join(lossy.hub, "ann", "r:a"), await world.join(lossy.hub, "eve", "r:a", rt=False)
+    rt, foreign = (
+        await world.join(lossy.hub, "ann", "r:a"),
+        await world.join(lossy.hub, "eve", "r:a", rt=False),
+    )
     await lossy.publish()
     lossy.broker.deaf = True
     await lossy.other.room("r:a").clear()
@@ -124,7 +127,10 @@ async def test_what_was_lost_and_then_trimmed_is_a_gap(world: World) -> None:
     """H3: from, to, why; delivery goes on right behind it. Foreign members are told to come back."""
     lossy = Lossy(world, 3)
     await lossy.start()
-    rt, foreign = await world.join(lossy.hub, "ann", "r:a"), await world.join(lossy.hub, "eve", "r:a", rt=False)
+    rt, foreign = (
+        await world.join(lossy.hub, "ann", "r:a"),
+        await world.join(lossy.hub, "eve", "r:a", rt=False),
+    )
     await lossy.publish(2)
     await lossy.publish(6, heard=False)
     await lossy.publish(2)
@@ -132,7 +138,7 @@ async def test_what_was_lost_and_then_trimmed_is_a_gap(world: World) -> None:
     assert rt.offsets_of("r:a") == [1, 2, 8, 9, 10]
     [gap] = rt.pushes_of("r:a", "gap")
     assert (gap["from"], gap["to"], gap["reason"]) == (2, 7, "trimmed")
-    assert [p for p in rt.pushes if "gap" in p][0] is rt.pushes[2]
+    assert next(p for p in rt.pushes if "gap" in p) is rt.pushes[2]
     assert foreign.offsets_of("r:a") == [1, 2]
     assert foreign.pushes_of("r:a", "unsubscribe") == [{"code": 2500, "reason": "continuity lost"}]
     assert lossy.totals["gaps{trimmed}"] >= 1

@@ -188,7 +188,9 @@ async def test_who_may_not_any_more_is_taken_out(world: World) -> None:
     assert client.closed is None
 
 
-@pytest.mark.parametrize("answer", [ZeroDivisionError("inside"), asyncio.Event(), None], ids=["raises", "hangs", "none"])
+@pytest.mark.parametrize(
+    "answer", [ZeroDivisionError("inside"), asyncio.Event(), None], ids=["raises", "hangs", "none"]
+)
 async def test_who_cannot_be_asked_about_is_taken_out(world: World, errors: Any, answer: Any) -> None:
     """A2: to keep a right that nobody could confirm would be to guess; 2501, and the client may join again."""
     hub = world.hub()
@@ -217,7 +219,9 @@ async def test_leaving_ends_the_asking(world: World) -> None:
 
 
 @pytest.mark.parametrize("method", ["subscribe", "publish", "signal", "history"])
-async def test_an_authorize_that_hangs_holds_up_nothing_for_ever(world: World, errors: Any, method: str) -> None:
+async def test_an_authorize_that_hangs_holds_up_nothing_for_ever(
+    world: World, errors: Any, method: str
+) -> None:
     """C2: answered 100 after the handler timeout, and the queue goes on."""
     hub = world.hub()
     permission = Permission(hub, Grant())

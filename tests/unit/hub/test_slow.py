@@ -23,7 +23,9 @@ LIMITS: dict[str, Any] = {
 }
 
 
-def hub_with(world: World, *, count: int = 10_000, broker: Any = None, limits: dict[str, Any] | None = None) -> Hub[Any]:
+def hub_with(
+    world: World, *, count: int = 10_000, broker: Any = None, limits: dict[str, Any] | None = None
+) -> Hub[Any]:
     """One room of every policy; the outbox holds about twenty messages."""
     hub = world.hub(broker=broker, limits=Limits(**(LIMITS | (limits or {}))))
     history = History(count, ttl=6000)
