@@ -48,7 +48,8 @@ The driver's duties
 Whoever does the reading (the hub; ``tests/support/streams_model.py`` is this text as code) keeps to these
 rules. All but reading and subscribing happens without awaiting.
 
-1. *Subscribe before anything is read.* A new feed's first read is ``limit=0``: the top alone.
+1. *Subscribe before anything is read.* A new feed's first read is ``limit=0``: the top alone. Hints that come
+   while the subscription is under way are offered, but nothing is read for them: the first page judges them.
 2. *Hint*: ``feed.offer``. ``DELIVER``: push to the live, ``offer`` to those catching up. ``READ``: repair.
 3. *Repair*, one at a time per feed: while ``feed.wants_read``: ``since = feed.reading()``, read from there,
    ``feed.absorb(page)``, and hand out what it returned. A failed read is tried again, later.
@@ -68,7 +69,8 @@ rules. All but reading and subscribing happens without awaiting.
 
    After a gap a *joiner* forgets the entries collected for its reply so far (this gap covers them);
    others are told the gap, then the entries. Is there no gap, yet the page has another epoch than the
-   member stood in, then it is told ``Position(page.epoch, page.start)`` before the entries.
+   member stood in, then it is told ``Position(page.epoch, page.start)`` before the entries. One page may
+   serve all members that stand at the position it was read from.
 6. *Compare tops* now and then (H4): if ``feed.differs(top)``, ``feed.doubt()`` and repair. The page that
    showed the top was not read from the cursor on and is not absorbed.
 7. *Forget the feed* with its last member, and whatever its reads still bring.

@@ -163,7 +163,8 @@ class Joining:
             was_recovering=recovering,
             data=self._data,
         )
-        if recovering and self._gap is not None:
+        if self._gap is not None:
+            # Of a fresh join too: its join data may be older than what was trimmed while the hook ran.
             self.room.engine.counters.add("gaps", self._gap.reason)
             if rt:
                 gap = self._gap

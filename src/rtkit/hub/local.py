@@ -233,7 +233,8 @@ class LocalRoom:
 
     def repair_soon(self) -> None:
         """Repair in the background, and do not give up while the broker is away."""
-        if not self._repairing and (self.live or self.outside):
+        # Before the subscription is through, nothing is read: the first page judges what came till then (H2).
+        if self.subscribed and not self._repairing and (self.live or self.outside):
             self._repairing = True
             self.engine.spawn(self._repair)
 
