@@ -28,9 +28,9 @@ INSIDES = ("Traceback", "rtkit/", ".py", "msgspec", "object at 0x", "Error(")
 
 
 async def authenticate(credentials: Credentials) -> Identity[None]:
-    if not credentials.token:
-        raise Reject("no token", code=101)
-    return Identity("mallory" if len(credentials.token) > 5 else credentials.token)
+    if credentials.token not in ("ann", "bob", "eve", "mallory"):
+        raise Reject("nobody", code=101)
+    return Identity(credentials.token)
 
 
 class Scene:
@@ -120,7 +120,7 @@ class Scene:
     def check_mallory(self) -> None:
         client = self.mallory
         assert client.closed is None or client.close_code in CLOSES, client.closed
-        for reply in client.replies.values():
+        for reply in client.units:
             if "error" in reply:
                 assert reply["error"]["code"] in ERRORS, reply
                 assert reply["error"]["message"]

@@ -79,12 +79,15 @@ def decode_command(unit: bytes) -> Command:
     try:
         return _command.decode(unit)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        message = _explain(error)
+        message, id = _explain(error), 0
         try:
             _check_depth(unit)
             id = _just_id.decode(unit).id
-        except (msgspec.DecodeError, RecursionError, BadUnit, ValueError):
-            id = 0
+        except BadUnit as deep:
+            # How deep a parser gets before it gives up is the interpreter's affair; what is said is not.
+            message = message if isinstance(error, msgspec.ValidationError) else deep.message
+        except (msgspec.DecodeError, RecursionError, ValueError):
+            pass  # it has no id that could be read
         raise BadCommand(message, id=id if 0 < id < 2**53 else 0) from None
 
 
