@@ -29,14 +29,14 @@ class Pattern:
     :raises DeclarationError: when it cannot be a pattern; the message says why.
     """
 
-    __slots__ = ("_regex", "_steps", "names", "prefix", "text")
+    __slots__ = ("_segments", "_steps", "names", "prefix", "text")
 
     def __init__(self, text: str) -> None:
         if not text or _CONTROL.search(text):
             raise DeclarationError(f"a room pattern is text without control characters, not {text!r}")
         self.text = text
         self.names: tuple[str, ...] = ()
-        regex, steps, at = "", "", 0
+        steps, at = "", 0
         for piece in _PIECE.finditer(text):
             literal = self._literal(text[at : piece.start()])
             if at and not literal:
@@ -47,12 +47,12 @@ class Pattern:
             if star and piece.end() != len(text):
                 raise DeclarationError(f"{text!r}: {{{name}*}} is allowed only at the end")
             self.names += (name,)
-            regex += re.escape(literal) + (f"(?P<{name}>.+)" if star else f"(?P<{name}>[^:]+)")
             steps += literal + (_REST if star else _WILD)
             at = piece.end()
         literal = self._literal(text[at:])
-        self._regex = re.compile(regex + re.escape(literal))
         self._steps = steps + literal
+        # A placeholder never holds a colon, so that each piece between colons stands for itself.
+        self._segments = tuple(_Segment(segment) for segment in text.split(":"))
         self.prefix = text.split("{", 1)[0]
 
     def _literal(self, literal: str) -> str:
@@ -66,13 +66,20 @@ class Pattern:
         """The placeholders' values, decoded; None if *name* does not match."""
         if not name.startswith(self.prefix):
             return None
-        found = self._regex.fullmatch(name)
-        return {key: unquote(value) for key, value in found.groupdict().items()} if found else None
+        segments, found = self._segments, dict[str, str]()
+        pieces = name.split(":", len(segments) - 1 if segments[-1].open_end else -1)
+        if len(pieces) != len(segments):
+            return None
+        for segment, piece in zip(segments, pieces, strict=True):
+            if not segment.match(piece, found):
+                return None
+        return {key: unquote(value) for key, value in found.items()}
 
     def fill(self, params: Mapping[str, str]) -> str:
         """The name of one room.
 
-        :raises UsageError: for missing, unknown or empty values, or a name of more than 255 bytes.
+        :raises UsageError: for missing, unknown or empty values, or a name of more than 255 bytes, or one that
+            would be the name of other values too.
         """
         if set(params) != set(self.names):
             raise UsageError(
@@ -85,13 +92,20 @@ class Pattern:
             if not isinstance(text, str) or not text:
                 raise UsageError(f"{self.text!r}: {name} must be a string that is not empty, not {text!r}")
             try:
-                return quote(text, safe=":/@" if star else "@")
+                quoted = quote(text, safe=":/@" if star else "@")
             except UnicodeEncodeError:
                 raise UsageError(
                     f"{self.text!r}: {name} has a lone surrogate, which UTF-8 cannot hold"
                 ) from None
+            # Where "{a}-{b}" is to be told apart again, a value's own "-" must not look like the pattern's.
+            for segment in self._segments:
+                for char in segment.between if name in segment.names else ():
+                    quoted = quoted.replace(char, f"%{ord(char):02X}")
+            return quoted
 
         room = _PIECE.sub(value, self.text)
+        if self.match(room) != dict(params):
+            raise UsageError(f"{self.text!r}: the name {room[:60]!r} would stand for other values too")
         if len(room.encode()) > 255:
             raise UsageError(f"the room name {room[:60]!r}… has more than 255 bytes")
         return room
@@ -102,6 +116,43 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"Pattern({self.text!r})"
+
+
+class _Segment:
+    """What stands between two colons of a pattern: literals, and placeholders between them.
+
+    Of several ways to read a name the first placeholder takes as much as it can. That is found from the right, by
+    looking for each literal once: a name comes from anybody, so that it must not cost more than its length.
+    """
+
+    __slots__ = ("between", "literals", "names", "open_end")
+
+    def __init__(self, text: str) -> None:
+        pieces = _PIECE.split(text)  # literal, name, star, literal, …
+        self.literals = pieces[0::3]
+        self.names = pieces[1::3]
+        self.open_end = bool(self.names) and pieces[-2] == "*"
+        # What could be mistaken in a value; not what an escape itself is made of.
+        self.between = sorted(set("".join(self.literals[1:-1])) - set("%0123456789ABCDEF"))
+
+    def match(self, piece: str, found: dict[str, str]) -> bool:
+        """Whether it is a reading of *piece*; puts the values into *found*."""
+        literals, names = self.literals, self.names
+        if not names:
+            return piece == literals[0]
+        begin, end = len(literals[0]), len(piece) - len(literals[-1])
+        if not (piece.startswith(literals[0]) and piece.endswith(literals[-1])):
+            return False
+        # Only an open end may hold colons: what stands before it is over where the first one is.
+        colon = piece.find(":")
+        for index in range(len(names) - 1, 0, -1):
+            at = piece.rfind(literals[index], begin + 1, end - 1 if colon < 0 else min(end - 1, colon))
+            if at < 0:
+                return False
+            found[names[index]] = piece[at + len(literals[index]) : end]
+            end, colon = at, -1
+        found[names[0]] = piece[begin:end]
+        return end > begin
 
 
 def _listed(names: tuple[str, ...]) -> str:

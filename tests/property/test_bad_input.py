@@ -294,7 +294,7 @@ def units(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(st.lists(st.lists(units(), min_size=1, max_size=5), min_size=1, max_size=5), st.integers(0, 2))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_well_formed_and_wrong(batches: list[list[dict[str, Any]]], pause: int) -> None:
     """W3: each unit that can be answered is answered once, in order; the rest gets a documented code."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 
 import pytest
 from hypothesis import assume, given
@@ -237,3 +238,82 @@ def test_clashing_is_decided_as_brute_force_does(one: Pattern, two: Pattern) -> 
 def longest(pattern: Pattern) -> int:
     """How many letters the shortest name of a pattern has."""
     return len(re.sub(r"\{\w+\*?\}", "x", pattern.text))
+
+
+# -- matching, against the obvious regular expression --------------------------------------------------
+
+
+def regex_of(pattern: Pattern) -> re.Pattern[str]:
+    """What a pattern means; too slow for names that come from anybody."""
+    pieces = re.split(r"\{(\w+)(\*?)\}", pattern.text)
+    text = re.escape(pieces[0])
+    for name, star, literal in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        text += f"(?P<{name}>{'.+' if star else '[^:]+'})" + re.escape(literal)
+    return re.compile(text)
+
+
+MANY = [
+    Pattern(text)
+    for text in (
+        "{a}-{b}",
+        "{a}-{b}-{c}",
+        "a{a}-{b}a",
+        "{a}--{b}",
+        "{a}:{b}-{c}",
+        "{a}-{b*}",
+        "-{a}:{b}a{c*}",
+        "{a*}",
+        "a:{b*}",
+    )
+]
+
+
+@pytest.mark.parametrize("pattern", MANY, ids=lambda pattern: pattern.text)
+def test_matching_means_what_the_regular_expression_does(pattern: Pattern) -> None:
+    """API 2: for every name of up to six letters; the first placeholder takes as much as it can."""
+    regex = regex_of(pattern)
+    for name in NAMES:
+        found = regex.fullmatch(name)
+        assert pattern.match(name) == (found.groupdict() if found else None), name
+
+
+@given(patterns(), st.text(ALPHABET, max_size=12))
+def test_and_for_longer_ones(pattern: Pattern, name: str) -> None:
+    found = regex_of(pattern).fullmatch(name)
+    assert pattern.match(name) == (found.groupdict() if found else None)
+
+
+AMBIGUOUS = ["{a}-{b}", "x{a}--{b}:{c}", "{a}ab{b}", "{a}-{b*}", "{a}.{b}~{c}", "{a}%{b}", "{a}2{b}"]
+
+
+@given(st.sampled_from(AMBIGUOUS), st.data())
+def test_two_rooms_never_share_a_name(text: str, data: st.DataObject) -> None:
+    """API 2: a tenant whose name has a dash must not get into the rooms of another one."""
+    pattern = Pattern(text)
+    values = VALUES | st.text("ab-.~:2D%", min_size=1, max_size=6)
+    params = {name: data.draw(values) for name in pattern.names}
+    try:
+        name = pattern.fill(params)
+    except UsageError as error:
+        assert "would stand for other values too" in str(error) or "255 bytes" in str(error)
+        return
+    assert pattern.match(name) == params
+
+
+def test_a_value_that_looks_like_the_pattern() -> None:
+    """API 2."""
+    pattern = Pattern("doc-{tenant}-{id}")
+    one, two = pattern.fill({"tenant": "a", "id": "b-c"}), pattern.fill({"tenant": "a-b", "id": "c"})
+    assert (one, two) == ("doc-a-b%2Dc", "doc-a%2Db-c")
+    assert pattern.match("doc-2026-01-02") == {"tenant": "2026-01", "id": "02"}
+
+
+@pytest.mark.parametrize("text", ["{a}-{b}-{c}-{d}-{e}-{f}", "{a}-{b}-{c}-{d*}", "{a}-{b}-{c}!"])
+def test_no_name_takes_long_to_match(text: str) -> None:
+    """W3: names come from clients; a regular expression takes minutes for these."""
+    pattern = Pattern(text)
+    begin = time.process_time()
+    for name in ("x" + "-" * 250 + ":", "-" * 255, "x-" * 127, ":" * 255, "x" + "-" * 250 + ":x"):
+        for _ in range(20):
+            pattern.match(name)
+    assert time.process_time() - begin < 1

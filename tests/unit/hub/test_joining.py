@@ -553,3 +553,92 @@ async def test_gone_while_subscribing(world: World) -> None:
         assert hub.statistics().rooms == 0
         assert world.backend.statistics().topics == 1
         assert "ann left r:a" not in door.log or "ann is in" in door.log
+
+
+async def test_connecting_while_the_broker_is_away(world: World) -> None:
+    """Protocol 3.8, B4: rooms of the server's cannot be joined: 100, temporary, and 3004: come back."""
+    broker = FaultyBroker(world.backend)
+    hub = personal(world, broker=broker)
+    await hub.start()
+    for call in ("subscribe", "read"):
+        broker.failing = {call}
+        client = world.client(hub, rt=True)
+        error = await client.refused("connect", token="ann", rt={})
+        assert (error["code"], error["temporary"], error["retry_after"]) == (100, True, 1.0)
+        assert client.closed == (3004, "the broker is not available")
+        assert (hub.statistics().sessions, hub.statistics().rooms) == (0, 0)
+    broker.failing.clear()
+    assert set((await world.join(hub, "ann")).reply(1)["connect"]["subs"]) == {"all", "user:ann"}
+
+
+async def test_closed_by_the_application_while_connecting(world: World) -> None:
+    """A4: no connect reply comes after the close."""
+    hub = personal(world)
+
+    @hub.on_session_start
+    async def start(ctx: Context[Any, Any]) -> None:
+        await ctx.session.close(code=4123, reason="not now")
+
+    await hub.start()
+    client = world.client(hub)
+    client.ask("connect", token="ann")
+    await client.settle()
+    assert client.closed == (4123, "not now")
+    assert client.units == []
+    assert hub.statistics().rooms == 0
+
+
+@pytest.mark.parametrize("rt", [True, False], ids=["rt", "foreign"])
+async def test_a_fresh_join_that_was_overtaken_by_trimming(world: World, rt: bool) -> None:
+    """H2, H3: the join data is older than what history still has: the hole between the two is told."""
+    hub = world.hub()
+    door = Door(hub, {"history": History(5, ttl=600)})
+    door.gate = asyncio.Event()
+    client = await world.join(hub, "ann", rt=rt)
+    id = client.ask("subscribe", channel="r:a")
+    await client.settle()
+    for n in range(1, 400):
+        await hub.publish("r:a", n)
+    door.gate.set()
+    await client.settle()
+    result = client.reply(id)["subscribe"]
+    assert "recovered" not in result
+    await hub.publish("r:a", 400)
+    await client.settle()
+    if rt:
+        gap = result["gap"]
+        assert (gap.get("from", 0), gap["reason"]) == (0, "trimmed")
+        got = [p["offset"] for p in result.get("publications", ())] + client.offsets_of("r:a")
+        assert got == list(range(gap["to"] + 1, 401))
+    else:
+        assert "gap" not in result
+        assert client.offsets_of("r:a") == [400]
+
+
+async def test_a_room_that_emptied_while_it_was_read(world: World) -> None:
+    """H2: what the old reads bring is not for those who came after."""
+    broker = FaultyBroker(world.backend)
+    hub, other = world.hub(broker=broker), world.hub()
+    for each in (hub, other):
+        Door(each, HISTORY)
+    await other.start()
+    ann = await world.join(hub, "ann", "r:a")
+    await other.publish("r:a", 1)
+    broker.deaf = True
+    await other.publish("r:a", 2)
+    broker.deaf = False
+    gate = broker.hold("read")
+    await other.publish("r:a", 3)
+    await world.settle()
+    await ann.call("unsubscribe", channel="r:a")
+    bob = await world.join(hub, "bob")
+    id = bob.ask("subscribe", channel="r:a")
+    await world.settle()
+    gate.set()
+    await bob.settle()
+    assert bob.reply(id)["subscribe"]["offset"] == 3
+    await other.publish("r:a", 4)
+    await world.settle()
+    assert bob.offsets_of("r:a") == [4]
+    assert ann.offsets_of("r:a") == [1]
+    assert repr(next(iter(hub.engine.rooms["r:a"].live))) == "<Member 'bob' of 'r:a'>"

@@ -310,3 +310,52 @@ async def test_hooks_and_tasks_know_their_hub(world: World) -> None:
     assert shared == hubs
     said = [m.data for m in (await hubs[0].room("r:log").history()).messages]
     assert said == ["authorize", "spawned", "left"] * 2
+
+
+async def test_who_joined_a_run_that_was_cancelled_runs_it_anew(world: World) -> None:
+    """API 5: the first run ended without a result, so somebody has to."""
+    hub = world.hub()
+    gate = asyncio.Event()
+    runs = 0
+
+    @hub.rpc(object, name="do")
+    async def do(ctx: Context[Any, Any], message: Any) -> str:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            await gate.wait()
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        return "done"
+
+    ann, tab = await world.join(hub, "ann"), await world.join(hub, "ann")
+    ann.ask("rpc", method="do", key="k")
+    second = tab.ask("rpc", method="do", key="k")
+    await world.settle()
+    gate.set()
+    await world.settle()
+    assert ann.close_code == 3004
+    assert tab.reply(second)["rpc"] == {"data": "done"}
+    assert runs == 2
+
+
+async def test_who_waits_for_a_run_may_go(world: World) -> None:
+    """API 5, L1: the run goes on for the one who began it."""
+    hub = world.hub()
+    gate = asyncio.Event()
+
+    @hub.rpc(object, name="do")
+    async def do(ctx: Context[Any, Any], message: Any) -> str:
+        await gate.wait()
+        return "done"
+
+    ann, tab = await world.join(hub, "ann"), await world.join(hub, "ann")
+    first = ann.ask("rpc", method="do", key="k")
+    tab.ask("rpc", method="do", key="k")
+    await world.settle()
+    await tab.drop()
+    gate.set()
+    await world.settle()
+    assert ann.reply(first)["rpc"] == {"data": "done"}

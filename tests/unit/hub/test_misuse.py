@@ -492,3 +492,48 @@ async def test_a_context_says_who_and_where(world: World) -> None:
     await client.call("rpc", method="x")
     assert seen[0] == "<Context 'ann' in ''>"
     assert seen[1].endswith("of 'ann', connected, 0 rooms>")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 0, "ttl": 1}, r"History\(count=…\) is at least 1, not 0"),
+        ({"count": 1, "ttl": 0}, r"History\(ttl=…\) is positive seconds, not 0"),
+        ({"count": 1, "ttl": float("nan")}, "not nan"),
+        ({"count": 1, "ttl": 1, "size": 0}, r"History\(size=…\) is positive bytes, not 0"),
+        ({"count": 1, "ttl": 1, "durability": "fsync"}, "is 'stored' or 'replicated', not 'fsync'"),
+    ],
+)
+def test_history(options: dict[str, Any], message: str) -> None:
+    """H6: bounded, always."""
+    with pytest.raises(ValueError, match=message):
+        History(**options)
+
+
+def test_the_name_of_a_room() -> None:
+    """API 2: for auto_join and workers, which have no hub."""
+    router: Router[Any] = Router("t:{tenant}:")
+    rooms = router.rooms("doc:{id}", publishes=object)
+    assert rooms.name(tenant="a:b", id="1") == "t:a%3Ab:doc:1"
+    outer: Router[Any] = Router("v1:")
+    outer.include(router)
+    assert rooms.name(tenant="a", id="1") == "v1:t:a:doc:1"
+    second: Router[Any] = Router("v2:")
+    second.include(router)
+    with pytest.raises(
+        UsageError, match=r"'doc:\{id\}' stand below several prefixes: v1:t:\{tenant\}:, v2:t:"
+    ):
+        rooms.name(tenant="a", id="1")
+    with pytest.raises(UsageError, match="takes"):
+        make().rooms("r:{x}", publishes=object).name()
+
+
+async def test_rooms_of_a_router_in_two_hubs_of_which_one_runs(world: World) -> None:
+    """API 2: as in tests, where each has a hub of its own."""
+    router: Router[Any] = Router()
+    rooms = router.rooms("r:{x}", publishes=object, grant=Grant())
+    one, two = world.hub(), world.hub()
+    one.include(router)
+    two.include(router)
+    await two.start()
+    assert rooms.room(x="1")._hub is two

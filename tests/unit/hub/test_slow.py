@@ -371,3 +371,66 @@ async def test_what_one_turn_brings_leaves_in_one_write(world: World) -> None:
     await client.settle()
     assert len(client.pipe.frames) == before + 1
     assert client.data_of("oldest:a") == [0, 1, 2, 3, 4]
+
+
+async def test_foreign_payloads_in_a_room_of_the_latest(world: World) -> None:
+    """W5: bytes of no kind are one kind."""
+    hub = world.hub(limits=Limits(**LIMITS))
+    hub.rooms("t:{x}", publishes=(Price, Volume), grant=ALL, overflow="latest_per_key")
+    slow = await world.join(hub, "eve", "t:a")
+    slow.pipe.choke()
+    for n in range(3):
+        await hub.engine.broker.publish("room:t:a", b'{"v":1,"data":%d}' % n)
+    await hub.publish("t:a", Price(1))
+    slow.pipe.drain()
+    await slow.settle()
+    assert slow.data_of("t:a") == [2, {"event": "Price", "data": {"value": 1}}]
+
+
+@pytest.mark.parametrize("rt", [True, False], ids=["rt", "foreign"])
+async def test_catching_up_into_an_epoch_the_node_has_not_heard_of(world: World, rt: bool) -> None:
+    """H3, H4, H10: the slow member reads it first; the node is repaired with it, and nobody is deceived."""
+    broker = FaultyBroker(world.backend)
+    hub, other = hub_with(world, broker=broker), hub_with(world)
+    await other.start()
+    slow, fast = await world.join(hub, "ann", "recover:a", rt=rt), await world.join(hub, "bob", "recover:a")
+    slow.pipe.stall()
+    await publish(other, "recover:a", 1, 60)
+    broker.deaf = True
+    position = await other.room("recover:a").clear()
+    await publish(other, "recover:a", 1, 3)
+    broker.deaf = False
+    slow.pipe.drain()
+    await world.settle()
+    await publish(other, "recover:a", 4, 4)
+    await world.settle()
+    assert numbers(fast, "recover:a") == [*range(1, 61), 1, 2, 3, 4]
+    assert [g["epoch"] for g in fast.pushes_of("recover:a", "gap")] == [position.epoch]
+    first = numbers(slow, "recover:a")
+    if rt:
+        assert [g["reason"] for g in slow.pushes_of("recover:a", "gap")] == ["epoch"]
+        assert first[-4:] == [1, 2, 3, 4]
+        assert first[:-4] == list(range(1, len(first) - 3))
+    else:
+        assert first == list(range(1, len(first) + 1))
+        assert slow.pushes_of("recover:a", "unsubscribe") == [{"code": 2500, "reason": "continuity lost"}]
+
+
+async def test_a_message_that_no_outbox_of_this_hub_can_hold(world: World) -> None:
+    """D1: from a hub with larger limits: 3008 to its members, and the rooms beside it are none the worse."""
+    small, large = hub_with(world), world.hub()
+    for name in ("recover", "oldest", "newest"):
+        large.rooms(
+            f"{name}:{{x}}",
+            publishes=object,
+            grant=ALL,
+            history=History(100, ttl=60) if name == "recover" else None,
+        )
+    await large.start()
+    clients = {name: await world.join(small, "ann", f"{name}:a") for name in ("recover", "oldest", "newest")}
+    for name in clients:
+        await large.publish(f"{name}:a", "x" * 200_000)
+        await large.publish(f"{name}:a", "small")
+    await world.settle()
+    assert clients["recover"].close_code == clients["oldest"].close_code == 3008
+    assert clients["newest"].data_of("newest:a") == ["small"]
