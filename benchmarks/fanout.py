@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from rtkit import Grant, History, Hub, anonymous
-from rtkit.transports import Handshake, WebSocketTransport
+from rtkit.transports import Batch, Handshake, WebSocketTransport, joined
 
 
 @dataclass
@@ -34,6 +34,9 @@ class Nowhere:
 
     def write(self, data: bytes) -> None:
         self.bytes += len(data)
+
+    def write_batch(self, batch: Batch) -> None:
+        self.bytes += len(batch.form(joined))
 
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...

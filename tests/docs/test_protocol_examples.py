@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rtkit import Hub, codes
-from rtkit.transports import Handshake, WebSocketTransport
+from rtkit.transports import Batch, Handshake, WebSocketTransport, joined
 from rtkit.wire import decode_command, decode_reply, dumps
 from tests.docs.blocks import ROOT, Block, blocks, prose, table
 
@@ -67,6 +67,9 @@ class Peer:
 
     def write(self, data: bytes) -> None:
         self.inbox += [json.loads(line) for line in data.splitlines()]
+
+    def write_batch(self, batch: Batch) -> None:
+        self.write(batch.form(joined))
 
     def pause_reading(self) -> None:
         """Nobody here sends enough."""

@@ -68,6 +68,9 @@ class FakePipe:
             self.frames.append(data)
             self._soon(self._writable)
 
+    def write_batch(self, batch: Batch) -> None:
+        self.write(batch.form(joined))
+
     def stall(self) -> None:
         """The peer reads nothing any more."""
         self.stalled = True

@@ -31,7 +31,7 @@ from ..clock import Clock
 from ..codes import INTERNAL_CLOSE
 from ..primitives.clocks import timeout
 from ..primitives.tasks import Tasks
-from ..transports import WebSocketTransport
+from ..transports import Batch, WebSocketTransport, joined
 
 __all__ = ["AsgiPipe", "Receive", "Send"]
 
@@ -110,6 +110,9 @@ class AsgiPipe:
             self._queue.append(data)
             self._buffered += len(data)
             self._start_writer()
+
+    def write_batch(self, batch: Batch) -> None:
+        self.write(batch.form(joined))
 
     def pause_reading(self) -> None:
         """Call ``receive()`` no more, once a single message that comes in now has been put aside."""

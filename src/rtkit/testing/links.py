@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..client.transport import DialFailed, WireClosed
-from ..transports import Acceptor, Handshake, Refused, WebSocketTransport
+from ..transports import Acceptor, Batch, Handshake, Refused, WebSocketTransport, joined
 
 __all__ = ["Link", "MemoryDialer"]
 
@@ -77,6 +77,9 @@ class Link:
             self._queue.append(data)
             self._size += len(data)
             self._arrived.set()
+
+    def write_batch(self, batch: Batch) -> None:
+        self.write(batch.form(joined))
 
     def pause_reading(self) -> None:
         self._reading.clear()

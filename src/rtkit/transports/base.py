@@ -12,13 +12,45 @@ A host finds the hub through :class:`Acceptor`, so that no host imports the hub.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, final
 from urllib.parse import parse_qsl
 
-__all__ = ["Acceptor", "Driver", "Handshake", "Pipe", "Refused", "Transport"]
+__all__ = ["Acceptor", "Batch", "Driver", "Handshake", "Pipe", "Refused", "Transport", "joined"]
+
+T = TypeVar("T")
+
+
+def joined(units: Sequence[bytes]) -> bytes:
+    """Units as one text message: one a line."""
+    return units[0] if len(units) == 1 else b"\n".join(units)
+
+
+@final
+class Batch:
+    """Units that many connections get in the same loop turn, and every form of them somebody writes (W2, D4).
+
+    A host that can hand bytes to the network asks for its own form, such as a finished WebSocket frame; it is made
+    for the first connection and shared by the rest.
+
+    :ivar units: the encoded units, in order; at least one.
+    """
+
+    __slots__ = ("_forms", "units")
+
+    def __init__(self, units: Sequence[bytes]) -> None:
+        self.units = units
+        self._forms: dict[Callable[[Sequence[bytes]], Any], Any] = {}
+
+    def form(self, make: Callable[[Sequence[bytes]], T]) -> T:
+        """What *make* makes of the units, made once. *make* is a function of a module: it is its own key."""
+        try:
+            found: T = self._forms[make]
+        except KeyError:
+            found = self._forms[make] = make(self.units)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +125,10 @@ class Pipe(Protocol):
         """Send one text message; never blocks. When all is passed on, the host calls ``writable``."""
         ...
 
+    def write_batch(self, batch: Batch) -> None:
+        """Send a batch as one text message: the same as ``write(batch.form(joined))``, from a form all share."""
+        ...
+
     def pause_reading(self) -> None:
         """Take nothing more from the network until :meth:`resume_reading`; TCP pushes back."""
         ...
@@ -121,6 +157,10 @@ class Transport(Protocol):
 
     def send(self, units: Sequence[bytes]) -> None:
         """Send units, joined as the format allows; never blocks."""
+        ...
+
+    def send_batch(self, batch: Batch) -> bool:
+        """Send what others get too; whether all of it has left this process (``buffered`` is 0)."""
         ...
 
     def pause_reading(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..codes import WS_TOO_BIG
-from .base import Driver, Pipe
+from .base import Batch, Driver, Pipe, joined
 
 __all__ = ["WebSocketTransport"]
 
@@ -67,7 +67,13 @@ class WebSocketTransport:
 
     def send(self, units: Sequence[bytes]) -> None:
         if not self._closed:
-            self._pipe.write(units[0] if len(units) == 1 else b"\n".join(units))
+            self._pipe.write(joined(units))
+
+    def send_batch(self, batch: Batch) -> bool:
+        if self._closed:
+            return True
+        self._pipe.write_batch(batch)
+        return not self._pipe.buffered
 
     def pause_reading(self) -> None:
         self._pipe.pause_reading()
