@@ -18,7 +18,7 @@ from typing import Any
 
 from rtkit import Hub
 from rtkit.testing.clock import ManualClock
-from rtkit.transports import Driver, Handshake, WebSocketTransport
+from rtkit.transports import Batch, Driver, Handshake, WebSocketTransport, joined
 
 __all__ = ["CallFailed", "FakePipe", "RawClient", "Unit"]
 
