@@ -80,6 +80,9 @@ class FakePipe:
         self.stalled = True
         self.choked += size
         self.buffered += size
+        if self.transport is not None:
+            # What fills a real pipe is what the hub writes, so that it knows; here it is made to look.
+            self.transport.writable()
 
     def drain(self, frames: int | None = None) -> None:
         """The peer reads so many frames; without a number all there are, and from now on whatever comes."""

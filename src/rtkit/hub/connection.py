@@ -32,6 +32,7 @@ from ..wire import (
 )
 from .commands import handle, methods_of
 from .greeting import refresh
+from .prepared import HIGH_WATER
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -42,8 +43,6 @@ __all__ = ["Connection"]
 
 logger = logging.getLogger("rtkit.connection")
 
-#: Bytes handed to a transport at once; more waits in the outbox, where policies can act on it.
-HIGH_WATER = 64 * 1024
 _PING = b"{}"
 
 
@@ -52,6 +51,7 @@ class Connection:
 
     :ivar session: None until authenticated.
     :ivar rt: the client announced itself as rtkit's own.
+    :ivar clear: nothing is queued here or in the transport, so that what comes next may go past the outbox.
     :ivar lagging: members that read on from history when the outbox has room.
     """
 
@@ -68,6 +68,7 @@ class Connection:
         "_paused",
         "_pending",
         "_refreshing",
+        "clear",
         "closing",
         "engine",
         "handshake",
@@ -87,6 +88,7 @@ class Connection:
         self.handshake = handshake
         self.session: Session[Any] | None = None
         self.rt = False
+        self.clear = False
         self.closing = False
         self.lost_with: tuple[int, str] | None = None
         self.outbox = Outbox(limit=limits.outbox, reserve=limits.reserve)
@@ -236,9 +238,7 @@ class Connection:
     ) -> Spill | None:
         """Queue a room's push; None when it simply went into the queue (D1)."""
         spill = self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=self.transport.buffered)
-        if not self._dirty:
-            self._dirty = True
-            self.engine.dirty(self)
+        self._mark_dirty()
         return spill
 
     def control(self, unit: bytes) -> bool:
@@ -248,10 +248,14 @@ class Connection:
         if not self.outbox.put(unit, outside=self.transport.buffered):
             self.close(codes.SLOW_CONSUMER, "slow consumer")
             return False
+        self._mark_dirty()
+        return True
+
+    def _mark_dirty(self) -> None:
+        self.clear = False
         if not self._dirty:
             self._dirty = True
             self.engine.dirty(self)
-        return True
 
     def reply(self, reply: Reply) -> None:
         """Answer a command; one without an id has no answer."""
@@ -270,6 +274,7 @@ class Connection:
     def cork(self) -> None:
         """Hold everything back, so that the reply to connect comes before what its rooms push."""
         self._corked = True
+        self.clear = False
 
     def uncork(self, first: bytes) -> None:
         """Send *first*, then what was held back."""
@@ -287,6 +292,7 @@ class Connection:
             units = outbox.take(room)
             self.engine.counters.add("units_sent", amount=len(units))
             transport.send(units)
+        self.clear = not outbox and not transport.buffered
         if self.lagging and outbox.size + transport.buffered <= HIGH_WATER // 2:
             members, self.lagging = self.lagging, {}
             for member in members:
@@ -294,7 +300,7 @@ class Connection:
 
     def writable(self) -> None:
         """The transport has passed on all it was given."""
-        if self.outbox or self.lagging:
+        if not self.closing:
             self.flush()
 
     def forget(self, member: Member) -> None:
@@ -355,7 +361,10 @@ class Connection:
         """Send what is queued, say why, and end. Idempotent."""
         if self.closing:
             return
+        if self.session is not None and not self._corked:
+            self.engine.settle(self.session)
         self.closing = True
+        self.clear = False
         self.engine.counters.add("closes", str(code))
         if window is not None and self.rt and self.lost_with is None:
             self.outbox.put(dumps(Reply(push=Push(disconnect=Disconnect(code, reason, window)))))
@@ -374,6 +383,7 @@ class Connection:
         self.lost_with = (code, reason)
         if not self.closing:
             self.closing = True
+            self.clear = False
             self.engine.counters.add("closes", "lost" if code in (1005, 1006) else "peer")
             self._let_go(code, reason)
         self.engine.dropped(self)

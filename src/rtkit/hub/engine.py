@@ -90,6 +90,7 @@ class Engine:
         self.accepting = True
         self._opened = False
         self._dirty: list[Connection] = []
+        self._pending: dict[LocalRoom, None] = {}
         self._flushing = False
         self._published = 0  # bytes in this loop turn
         self._runs: dict[tuple[str, str, str], asyncio.Future[Any]] = {}
@@ -197,6 +198,22 @@ class Engine:
             self._flushing = True
             self.loop.call_soon(self._flush)
 
+    def pending(self, room: LocalRoom) -> None:
+        """A room has something for its members: hand it out at the end of this loop turn."""
+        self._pending[room] = None
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    def settled(self, room: LocalRoom) -> None:
+        """The room has handed out what it had."""
+        self._pending.pop(room, None)
+
+    def settle(self, session: Session[Any]) -> None:
+        """Hand out what waits for this session, which is about to be told goodbye."""
+        for room in [room for room in self._pending if room.name in session.rooms]:
+            room.settle()
+
     async def breathe(self, size: int) -> None:
         """After publishing so many bytes: let what has become much leave before more comes.
 
@@ -211,6 +228,9 @@ class Engine:
     def _flush(self) -> None:
         self._flushing = False
         self._published = 0
+        alone = len(self._pending) == 1
+        while self._pending:
+            next(iter(self._pending)).settle(alone=alone)
         connections, self._dirty = self._dirty, []
         for connection in connections:
             if not connection.closing:

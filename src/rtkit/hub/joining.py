@@ -105,9 +105,7 @@ class Joining:
                 return None
             self._gather(entries)
         if not self._full:
-            member.outside = None
-            room.outside.pop(member, None)
-            room.live[member] = None
+            room.admit(member)
         else:
             # More than one reply should hold: the rest follows as pushes, as fast as it is taken.
             catch.joining = False
@@ -175,8 +173,7 @@ class Joining:
         """At most once: live from here, after what came while the hook ran."""
         room, member = self.room, self.member
         held, member.held = member.held, None
-        room.outside.pop(member, None)
-        room.live[member] = None
+        room.admit(member)
         room.engine.counters.add("joins")
         connection = member.session.connection
         rt = connection is not None and connection.rt

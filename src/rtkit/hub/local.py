@@ -21,9 +21,11 @@ from ..errors import BadUnit, BrokerUnavailable, Unavailable
 from ..identity import Grant
 from ..position import Gap, Position
 from ..primitives.clocks import sleep
+from ..primitives.outbox import Overflow
 from ..publisher import topic_of
 from ..schema import split_event
 from ..streams import CatchUp, Entry, Feed, Meeting, Moved, StreamPage, Verdict
+from ..transports import Batch
 from ..wire import (
     Envelope,
     GapBody,
@@ -34,10 +36,11 @@ from ..wire import (
     SignalBody,
     dumps,
 )
-from .prepared import Prepared
+from .prepared import HIGH_WATER, Prepared
 from .table import Family
 
 if TYPE_CHECKING:
+    from .connection import Connection
     from .engine import Engine
     from .session import Session
 
@@ -97,6 +100,9 @@ class LocalRoom:
         self.live: dict[Member, None] = {}
         self.outside: dict[Member, None] = {}
         self.subscribed = False
+        self._pending: list[Prepared] = []  # delivered in this loop turn, and not yet handed to the members
+        self._pending_bytes = 0
+        self._pending_epoch = ""
         self._reading = asyncio.Lock()
         self._gate = asyncio.Lock()
         self._repairing = False
@@ -143,25 +149,80 @@ class LocalRoom:
             return Envelope(v=1, data=Raw(b"null"))
 
     def _fan_out(self, envelope: Envelope, offset: int) -> None:
-        """One loop over the live members; whoever could not take it is dealt with afterwards (D3)."""
+        """Have the live members get it at the end of the loop turn, with what else came in it (D4)."""
         prepared = Prepared(self.name, envelope, offset)
-        policy = self.family.rooms.overflow
-        key = self._key(envelope) if policy == "latest_per_key" else None
-        spilled: list[tuple[Member, Any]] | None = None
-        for member in self.live:
-            connection = member.session.connection
-            if connection is None:
-                continue
-            spill = connection.push(self.name, prepared.unit(connection.rt), policy, key=key, mark=offset)
-            if spill is not None:
-                spilled = spilled or []
-                spilled.append((member, spill))
         if offset == 0 and self.outside:
             for member in self.outside:
                 self._hold(member, prepared)
-        self.engine.counters.add("deliveries", amount=len(self.live))
-        for member, spill in spilled or ():
+        if not self.live:
+            return
+        if not self._pending:
+            self._pending_epoch = self.feed.cursor.epoch if self.feed is not None and self.feed.cursor else ""
+            self.engine.pending(self)
+        self._pending.append(prepared)
+        self._pending_bytes += prepared.size
+        if self._pending_bytes >= HIGH_WATER:
+            self.settle()
+
+    def settle(self, *, alone: bool = False) -> None:
+        """Hand what came in this loop turn to the live members: one loop that awaits nothing (H5, D3).
+
+        Whoever has nothing queued gets it at once, from a form that all share. Who has goes through the outbox,
+        where the room's policy acts. Called at the end of the turn, and before anything that must not overtake it, or
+        that changes who is live.
+
+        :param alone: no other room waits for the end of this turn; else a member of several rooms goes through the
+            outbox, so that all it gets leaves in one write.
+        """
+        pending = self._pending
+        if not pending:
+            return
+        policy = self.family.rooms.overflow
+        # What conflates, or is larger than any outbox, is for the outbox to judge.
+        direct = len(pending) == 1 or policy != "latest_per_key"
+        direct = direct and self._pending_bytes < self.engine.limits.outbox
+        self._pending = []
+        self._pending_bytes = 0
+        self.engine.settled(self)
+        base: Batch | None = None
+        rt: Batch | None = None
+        written = 0
+        spilled: list[tuple[Member, Any, int]] = []
+        for member in self.live:
+            session = member.session
+            connection = session.connection
+            if connection is None:
+                continue
+            if direct and connection.clear and (alone or len(session.rooms) == 1):
+                if connection.rt:
+                    batch = rt = rt or Batch([each.unit(True) for each in pending])
+                else:
+                    batch = base = base or Batch([each.unit(False) for each in pending])
+                connection.clear = connection.transport.send_batch(batch)
+                written += 1
+            else:
+                self._queue(member, connection, pending, policy, spilled)
+        count = len(pending)
+        self.engine.counters.add("deliveries", amount=count * len(self.live))
+        self.engine.counters.add("units_sent", amount=count * written)
+        for member, spill, offset in spilled:
             self._spilled(member, spill, offset)
+
+    def _queue(
+        self,
+        member: Member,
+        connection: Connection,
+        pending: Sequence[Prepared],
+        policy: Overflow,
+        spilled: list[tuple[Member, Any, int]],
+    ) -> None:
+        """Queue for one member; what did not simply fit is noted, to be dealt with when all have theirs (D3)."""
+        for each in pending:
+            key = self._key(each.envelope) if policy == "latest_per_key" else None
+            unit = each.unit(connection.rt)
+            spill = connection.push(self.name, unit, policy, key=key, mark=each.offset)
+            if spill is not None:
+                spilled.append((member, spill, each.offset))
 
     def _key(self, envelope: Envelope) -> tuple[str, str]:
         """What ``latest_per_key`` tells messages apart by: the sender, and the kind in rooms that declare kinds."""
@@ -189,8 +250,7 @@ class LocalRoom:
         if spill.overflow:
             connection.close(codes.SLOW_CONSUMER, "slow consumer")
         elif spill.lagging and member in self.live:
-            assert self.feed is not None and self.feed.cursor is not None
-            self._fall_behind(member, Position(self.feed.cursor.epoch, offset - 1))
+            self._fall_behind(member, Position(self._pending_epoch, offset - 1))
 
     def _fall_behind(self, member: Member, at: Position) -> None:
         """The member's outbox is full: it leaves the live set and reads on from history when it has room."""
@@ -282,6 +342,7 @@ class LocalRoom:
     def _hand_out(self, moved: Moved) -> None:
         """What a page taught the feed: to live members the gap, or the new epoch, then the entries."""
         if moved.start is not None:
+            self.settle()
             for member in self.outside:
                 if member.outside is not None:
                     member.outside.jumped(moved.start)
@@ -341,6 +402,13 @@ class LocalRoom:
                 self.subscribed = False
                 await self.engine.broker.unsubscribe([self.topic])
 
+    def admit(self, member: Member) -> None:
+        """From the next message on *member* is live; what waits for the end of the turn it has already."""
+        self.settle()
+        member.outside = None
+        self.outside.pop(member, None)
+        self.live[member] = None
+
     def leave(self, member: Member) -> None:
         """Forget a member; nothing reaches it from now on."""
         member.left = True
@@ -362,9 +430,7 @@ class LocalRoom:
             meeting, entries = catch.meet(self.feed.cursor)
             if meeting is Meeting.LIVE:
                 if self._push_all(member, catch, entries):
-                    member.outside = None
-                    self.outside.pop(member, None)
-                    self.live[member] = None
+                    self.admit(member)
                 return
             if meeting is Meeting.REPAIR:
                 self.feed.doubt()

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import UnsetType
+
 from ..wire import ClientInfo, Envelope, Publication, Push, Reply, UnsubscribePush, dumps
 
-__all__ = ["REPLY_BYTES", "Prepared", "publication", "unsubscribe_unit"]
+__all__ = ["HIGH_WATER", "REPLY_BYTES", "Prepared", "publication", "unsubscribe_unit"]
 
 #: Bytes of publications in one reply. The rest of a long recovery follows as pushes; of a history, in more pages.
 REPLY_BYTES: Final = 256 * 1024
+
+
+#: Bytes handed to a transport at once; more waits in the outbox, where policies can act on it.
+HIGH_WATER: Final = 64 * 1024
 
 
 class Prepared:
@@ -17,12 +23,19 @@ class Prepared:
 
     __slots__ = ("_base", "_rt", "channel", "envelope", "offset")
 
+
     def __init__(self, channel: str, envelope: Envelope, offset: int) -> None:
         self.channel = channel
         self.envelope = envelope
         self.offset = offset
         self._base: bytes | None = None
         self._rt: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message itself."""
+        data = self.envelope.data
+        return 0 if isinstance(data, UnsetType) else len(data)
 
     def unit(self, rt: bool) -> bytes:
         """The push unit, for rtkit's own clients or for any."""

@@ -145,6 +145,7 @@ async def test_drop_newest(world: World) -> None:
     slow, fast = await world.join(hub, "ann", "newest:a"), await world.join(hub, "bob", "newest:a")
     slow.pipe.choke(50_000)
     await publish(hub, "newest:a", 1, 100)
+    await world.settle()
     slow.pipe.drain()
     await world.settle()
     got = numbers(slow, "newest:a")
