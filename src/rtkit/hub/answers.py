@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import codes
@@ -16,8 +16,10 @@ from ..errors import Reject, Unavailable, UnknownRoom
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .engine import Engine
+    from .table import Family
 
-__all__ = ["answer"]
+__all__ = ["answer", "asked_for"]
 
 logger = logging.getLogger("rtkit.handlers")
 
@@ -28,7 +30,7 @@ async def answer(connection: Connection, id: int, func: Callable[..., Awaitable[
         await func(*args)
     except Reject as error:
         connection.error(id, error.code, error.message, retry_after=error.retry_after)
-    except UnknownRoom:
+    except UnknownRoom:  # that the application named: which, is not the client's business
         connection.error(id, codes.UNKNOWN_ROOM, "unknown room")
     except Unavailable as error:
         connection.engine.counters.add("unavailable")
@@ -42,3 +44,16 @@ async def answer(connection: Connection, id: int, func: Callable[..., Awaitable[
             "unexpected error %s while handling a command of %r", reference, user, exc_info=error
         )
         connection.error(id, codes.INTERNAL, f"internal error (reference {reference})")
+
+
+def asked_for(engine: Engine, name: str) -> tuple[Family, Mapping[str, str]]:
+    """The family and parameters of a room that a client named.
+
+    :raises Reject: when there is none. Its text says how a declared room is spelled that was probably meant, which
+        is no news to somebody who named it; it does not say what else is declared.
+    """
+    try:
+        return engine.lookup(name)
+    except UnknownRoom as error:
+        hint = f"; did you mean {error.meant!r}?" if error.meant is not None else ""
+        raise Reject(f"unknown room{hint}", code=codes.UNKNOWN_ROOM) from None

@@ -29,7 +29,7 @@ from ..wire import (
     loads,
     recode,
 )
-from .answers import answer
+from .answers import answer, asked_for
 from .context import Context, Run, current_run
 from .handle import Room
 from .router import Procedure
@@ -51,7 +51,7 @@ async def _permitted(
 ) -> tuple[Family, Room[Any], Context[Any, Any]]:
     """The room, if the session may do this in it (A2). Outside of a join the application is asked anew."""
     engine = session.engine
-    family, params = engine.lookup(name)
+    family, params = asked_for(engine, name)
     room = Room[Any](engine.hub, family, name, params, session=session)
     ctx = Context(hub=engine.hub, session=session, room=room, data=None, key=None, resumed=session.resumed)
     member = session.rooms.get(name)

@@ -230,11 +230,25 @@ class Engine:
         self._published = 0
         alone = len(self._pending) == 1
         while self._pending:
-            next(iter(self._pending)).settle(alone=alone)
+            room = next(iter(self._pending))
+            try:
+                room.settle(alone=alone)
+            except Exception as error:
+                # A bug below. Who got what is unknown: let them all come back, and recover (H3).
+                logger.exception("room %r: fan-out failed", room.name, exc_info=error)
+                self.settled(room)
+                for member in list(room.live):
+                    if member.session.connection is not None:
+                        member.session.connection.close(codes.INTERNAL_CLOSE, "internal error")
         connections, self._dirty = self._dirty, []
         for connection in connections:
             if not connection.closing:
-                connection.flush()
+                try:
+                    connection.flush()
+                except Exception as error:
+                    # It would wait for a flush for ever, and so would all behind it.
+                    logger.exception("%r could not be flushed", connection, exc_info=error)
+                    connection.close(codes.INTERNAL_CLOSE, "internal error")
 
     async def catch_up(self, member: Member) -> None:
         """A lagging member has room again; see :meth:`LocalRoom.catch_up`."""

@@ -23,6 +23,7 @@ from ..wire import (
     loads,
 )
 from ..wire.units import SubRefreshResult
+from .answers import asked_for
 from .context import Context, Run, current_run
 from .handle import Room
 from .joining import Joining
@@ -51,7 +52,7 @@ async def join(
     Between the last await in here and the caller's reply nothing can be published.
     """
     engine = session.engine
-    family, params = engine.lookup(name)
+    family, params = asked_for(engine, name)
     if name in session.rooms:
         raise Reject("already subscribed", code=codes.ALREADY_SUBSCRIBED)
     if len(session.rooms) >= engine.limits.max_rooms:

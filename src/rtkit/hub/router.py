@@ -112,12 +112,13 @@ class Rooms(Generic[C, M]):
         self.hubs: WeakSet[Hub[Any]] = WeakSet()
 
     def name(self, **params: str) -> str:
-        """The name of one room of the family; values are percent-encoded, so that any user id fits.
+        """The name of one room of the family; values are escaped where they must be, so that any user id fits.
 
-        For ``auto_join``, workers and whoever else has to name a room: ``rooms.name(user="org:7/ann")``.
+        Every room has one name, and a name spelled otherwise is unknown; so names are made here, not by hand. For
+        ``auto_join``, workers and whoever else has to name a room: ``rooms.name(user="org:7/ann")``.
 
-        :raises UsageError: for missing, unknown or empty values, or when several routers with different
-            prefixes include the family's.
+        :raises UsageError: for missing, unknown or empty values, for what no name can hold, for more than 255
+            bytes, or when several routers with different prefixes include the family's.
         """
         prefixes = self.router.prefixes()
         if len(prefixes) != 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import BadUnit, DeclarationError, UnknownRoom, UsageError
 from ..messages import History
-from ..patterns import Pattern
+from ..patterns import Pattern, respelled
 from ..schema import Schema
 from ..wire import check_room_name
 from .context import Context, Hook
@@ -115,7 +115,8 @@ class Table:
     def find(self, name: str) -> tuple[Family, Mapping[str, str]]:
         """The family and parameters of a room name.
 
-        :raises UnknownRoom: when nobody declared it; the message lists what is declared.
+        :raises UnknownRoom: when nobody declared it; the message lists what is declared, or says how the room is
+            spelled that was probably meant.
         """
         found = self._cache.get(name)
         if found is not None:
@@ -124,15 +125,24 @@ class Table:
             check_room_name(name)
         except BadUnit as error:
             raise UnknownRoom(f"{name[:60]!r} cannot be a room name: {error.message}") from None
+        found = self._match(name)
+        if found is not None:
+            if len(self._cache) >= 10_000:  # names come from clients
+                self._cache.clear()
+            self._cache[name] = found
+            return found
+        meant = respelled(name)
+        if meant is not None and self._match(meant) is not None:
+            raise UnknownRoom(f"no room is spelled {name!r}; did you mean {meant!r}?", meant=meant)
+        known = ", ".join(family.pattern.text for family in self.families) or "none yet"
+        raise UnknownRoom(f"no family of rooms matches {name!r}; declared: {known}")
+
+    def _match(self, name: str) -> tuple[Family, Mapping[str, str]] | None:
         for family in self.families:
             params = family.pattern.match(name)
             if params is not None:
-                if len(self._cache) >= 10_000:  # names come from clients
-                    self._cache.clear()
-                self._cache[name] = (family, params)
                 return family, params
-        known = ", ".join(family.pattern.text for family in self.families) or "none yet"
-        raise UnknownRoom(f"no family of rooms matches {name!r}; declared: {known}")
+        return None
 
     def family_of(self, rooms: Rooms[Any, Any]) -> Family:
         """The family that *rooms* became here.
