@@ -87,7 +87,7 @@ class Authority:
     async def permit_again(self, member: Member) -> None:
         """Ask again for a room that was joined; who may not any more is taken out."""
         session, room = member.session, member.room
-        handle = Room[Any](self._engine.hub, room.family, room.name, room.params, session=session)
+        handle: Room[Any] = Room(self._engine.hub, room.family, room.name, room.params, session=session)
         ctx = Context(
             hub=self._engine.hub, session=session, room=handle, data=None, key=None, resumed=session.resumed
         )

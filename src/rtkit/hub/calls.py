@@ -52,7 +52,7 @@ async def _permitted(
     """The room, if the session may do this in it (A2). Outside of a join the application is asked anew."""
     engine = session.engine
     family, params = asked_for(engine, name)
-    room = Room[Any](engine.hub, family, name, params, session=session)
+    room: Room[Any] = Room(engine.hub, family, name, params, session=session)
     ctx = Context(hub=engine.hub, session=session, room=room, data=None, key=None, resumed=session.resumed)
     member = session.rooms.get(name)
     if member is not None:

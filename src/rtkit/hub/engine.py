@@ -425,7 +425,7 @@ class Engine:
         room, session = member.room, member.session
         hook = room.family.rooms.leave_hook
         assert hook is not None
-        handle = Room[Any](self.hub, room.family, room.name, room.params, session=session)
+        handle: Room[Any] = Room(self.hub, room.family, room.name, room.params, session=session)
         ctx = Context(
             hub=self.hub, session=session, room=handle, data=None, key=None, resumed=session.resumed
         )

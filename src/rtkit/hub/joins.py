@@ -62,7 +62,7 @@ async def join(
     if body is not None and not isinstance(body.data, UnsetType):
         data = loads(bytes(body.data), _any)
     run = Run(engine.hub, session.identity.user, None, name)
-    room = Room[Any](engine.hub, family, name, params, session=session)
+    room: Room[Any] = Room(engine.hub, family, name, params, session=session)
     ctx = Context(hub=engine.hub, session=session, room=room, data=data, key=None, resumed=session.resumed)
     grant = await engine.authority.permit(ctx, family)
     if session.connection is None:
