@@ -9,7 +9,8 @@ from typing import Protocol
 
 from msgspec import Raw
 
-from .brokers import Broker, StreamBroker, open_url
+from .brokers import Broker, open_url
+from .brokers.base import keeps_streams
 from .clock import Clock
 from .errors import InvalidMessage, NotSupported
 from .messages import History, Published
@@ -71,7 +72,7 @@ async def publish(
     if family.history is None:
         await broker.publish(topic, payload)
         return Published(None)
-    if not isinstance(broker, StreamBroker):
+    if not keeps_streams(broker):
         raise NotSupported(
             f"{type(broker).__name__} keeps no history; room {room!r} needs a broker with streams"
         )

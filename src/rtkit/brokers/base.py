@@ -21,13 +21,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+from typing_extensions import TypeIs
 
 from ..errors import RtkitError
 from ..messages import Durability, History
 from ..position import Position
 from ..streams import StreamPage
 
-__all__ = ["ANYTHING", "Anything", "Appended", "Broker", "Conflict", "Sink", "StateBroker", "StreamBroker"]
+__all__ = [
+    "ANYTHING",
+    "Anything",
+    "Appended",
+    "Broker",
+    "Conflict",
+    "Sink",
+    "StateBroker",
+    "StreamBroker",
+    "keeps_state",
+    "keeps_streams",
+]
 
 
 class Anything(Enum):
@@ -223,3 +237,24 @@ class StateBroker(Broker, Protocol):
     async def entries(self, key: str) -> Mapping[str, bytes]:
         """All fields whose lease has not run out; empty when there are none."""
         ...
+
+
+# isinstance() of a protocol looks for each of its methods: too slow to be asked with every message.
+_streams: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+_state: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+
+
+def keeps_streams(broker: Broker) -> TypeIs[StreamBroker]:
+    """Whether it is a :class:`StreamBroker`, by its type; looked at once for each type."""
+    found = _streams.get(type(broker))
+    if found is None:
+        found = _streams[type(broker)] = isinstance(broker, StreamBroker)
+    return found
+
+
+def keeps_state(broker: Broker) -> TypeIs[StateBroker]:
+    """Whether it is a :class:`StateBroker`, likewise."""
+    found = _state.get(type(broker))
+    if found is None:
+        found = _state[type(broker)] = isinstance(broker, StateBroker)
+    return found

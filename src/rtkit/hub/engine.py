@@ -17,6 +17,7 @@ from msgspec import Raw, UnsetType
 
 from .. import codes
 from ..brokers import Broker, StreamBroker
+from ..brokers.base import keeps_streams
 from ..clock import Clock
 from ..errors import BadUnit, DeclarationError, NotSupported, Unavailable
 from ..identity import Identity
@@ -112,7 +113,7 @@ class Engine:
                     f"nobody may join rooms {family.pattern.text!r}: pass grant=Grant(…) to rooms(), or decorate a "
                     f"function with @….authorize that returns one"
                 )
-            if family.history is not None and not isinstance(self.broker, StreamBroker):
+            if family.history is not None and not keeps_streams(self.broker):
                 raise NotSupported(
                     f"rooms {family.pattern.text!r} have history=, but {type(self.broker).__name__} keeps no streams; "
                     f"use a broker that does, such as memory://"
@@ -375,7 +376,7 @@ class Engine:
     @property
     def stream(self) -> StreamBroker:
         """The broker, of which :meth:`start` has made sure that it keeps streams."""
-        assert isinstance(self.broker, StreamBroker)
+        assert keeps_streams(self.broker)
         return self.broker
 
     def lookup(self, name: str) -> tuple[Family, Mapping[str, str]]:
