@@ -342,9 +342,10 @@ class Connection:
 
     def _watch(self) -> None:
         assert self._beat is not None
-        if self._beat_deadline is not None:
-            self._beat_deadline.cancel()
-        self._beat_deadline = self.engine.deadlines.at(self._beat.next_at, self._heartbeat, patient=True)
+        if self._beat_deadline is None:
+            self._beat_deadline = self.engine.deadlines.at(self._beat.next_at, self._heartbeat, patient=True)
+        else:
+            self._beat_deadline.move(self._beat.next_at)
 
     def _heartbeat(self) -> None:
         if self._beat is None or self.closing:

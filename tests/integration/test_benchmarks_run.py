@@ -1,0 +1,57 @@
+"""The benchmarks run, in short forms, so that they do not rot; what they measure is not judged here."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they use epoll and /proc")
+
+
+async def bench(name: str, *args: str) -> str:
+    """Run a benchmark to its end; what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "error",
+        str(BENCHMARKS / f"{name}.py"),
+        *args,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        said, complained = await asyncio.wait_for(process.communicate(), 50)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, said.decode() + complained.decode()
+    assert complained == b""
+    return said.decode()
+
+
+async def test_in_a_room_every_member_gets_every_message_in_order() -> None:
+    said = await bench("room", "--members", "50", "--rate", "200", "--seconds", "1", "--processes", "2")
+    assert said.count("all there, in order") == 2
+    assert said.count("joined 50 of 50") == 2
+    assert said.count("10,000 deliveries") == 2
+
+
+async def test_versus_websockets() -> None:
+    said = await bench(
+        "versus_websockets", "--members", "20", "--seconds", "0.5", "--warmup", "0.1", "--pairs", "1"
+    )
+    assert "deliveries per CPU second" in said
+
+
+async def test_idle_members_stay() -> None:
+    said = await bench(
+        "idle", "--members", "20", "--rest", "0.5", "--settle", "0.3", "--case", "rooms", "peer"
+    )
+    assert said.count("20 of 20 joined") == 2
+    assert said.count("20 still there") == 2
