@@ -4,6 +4,8 @@ The names here are what a host application writes. The rest is in named modules:
 SDK), :mod:`rtkit.testing`, :mod:`rtkit.primitives`, :mod:`rtkit.brokers`, :mod:`rtkit.errors`, :mod:`rtkit.codes`.
 """
 
+from typing import TYPE_CHECKING
+
 from .errors import (
     BrokerUnavailable,
     DeclarationError,
@@ -24,6 +26,19 @@ from .messages import History, Member, Message, Page, Published
 from .position import Gap, Position
 from .publisher import Publisher
 
+if TYPE_CHECKING:
+    from .server import serve
+else:
+
+    def __getattr__(name):
+        # `serve` needs an HTTP parser and a WebSocket library, which those who mount their hub elsewhere never load.
+        if name == "serve":
+            from .server import serve
+
+            return serve
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     # -- declare and run
     "Hub",
@@ -31,6 +46,7 @@ __all__ = [
     "Rooms",
     "History",
     "Limits",
+    "serve",
     # -- who may do what
     "Credentials",
     "Identity",

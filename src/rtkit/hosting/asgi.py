@@ -39,6 +39,8 @@ from ..primitives.clocks import LoopClock
 from ..primitives.tasks import Tasks
 from ..transports import Acceptor, Handshake, Refused
 from .asgi_pipe import AsgiPipe, Receive, Send
+from .asgi_raw import RawSockets
+from .endpoints import NOT_FOUND, WEBSOCKET, Endpoints, Request, Response, refusal
 
 __all__ = ["SUBPROTOCOLS", "AsgiHost", "AsgiStatistics", "Receive", "Scope", "Send"]
 
@@ -52,20 +54,7 @@ _MAX_HEADERS: Final = 200
 _MAX_HEADER_BYTES: Final = 64 * 1024
 #: Headers that decide who is let in: two of them would let a proxy and us read different ones.
 _ONCE: Final = (b"origin", b"host")
-_WEBSOCKET: Final = frozenset({"", "ws", "websocket"})
-_PLAIN: Final = frozenset({"ready", "ws", "websocket"})
-_ALLOW: Final = {"allow": "GET, HEAD, OPTIONS"}
 _RETRY_AFTER: Final = 5
-
-_NOT_FOUND: Final = "Nothing is here. This is rtkit; below its mount point are ws (a WebSocket) and ready.\n"
-_NO_UPGRADE: Final = (
-    "This is a WebSocket endpoint, but the request has no Upgrade header. If a WebSocket client sent it, "
-    "a proxy in between has removed that: it must pass on Upgrade and Connection, in HTTP/1.1.\n"
-)
-_NO_WEBSOCKET: Final = (
-    "The ASGI server handed over a WebSocket request as plain HTTP: its WebSocket support is missing or "
-    "turned off. For uvicorn: pip install websockets, and no --ws none.\n"
-)
 
 _log: Final = logging.getLogger("rtkit.hosting")
 
@@ -103,7 +92,7 @@ class AsgiHost:
     :raises ValueError: for a close timeout that is not positive.
     """
 
-    __slots__ = ("_acceptor", "_clock", "_close_timeout", "_connections", "_lifespan", "_ready", "_tasks")
+    __slots__ = ("_acceptor", "_clock", "_close_timeout", "_connections", "_endpoints", "_lifespan", "_raw", "_tasks")
 
     def __init__(
         self,
@@ -118,11 +107,12 @@ class AsgiHost:
             raise ValueError(f"AsgiHost(close_timeout=…) is positive seconds, not {close_timeout!r}")
         self._acceptor = acceptor
         self._lifespan = lifespan
-        self._ready = ready
+        self._endpoints = Endpoints(ready)
         self._clock: Clock = LoopClock() if clock is None else clock
         self._close_timeout = close_timeout
         self._connections = 0
         self._tasks = Tasks(name="asgi", clock=self._clock)
+        self._raw = RawSockets(acceptor, clock=self._clock, close_timeout=close_timeout)
 
     def statistics(self) -> AsgiStatistics:
         """What is open and busy now."""
@@ -174,11 +164,22 @@ class AsgiHost:
         accept: dict[str, Any] = {"type": "websocket.accept"}
         if subprotocol := _choose_subprotocol(scope.get("subprotocols") or ()):
             accept["subprotocol"] = subprotocol
+        side = self._raw.hold(scope)
         try:
             await send(accept)
         except (OSError, RuntimeError):
             _log.debug("gone before the handshake was complete", exc_info=True)
             return
+        self._connections += 1
+        try:
+            if side is not None:
+                await self._raw.serve(side, handshake)
+            else:
+                await self._pump(receive, send, handshake)
+        finally:
+            self._connections -= 1
+
+    async def _pump(self, receive: Receive, send: Send, handshake: Handshake) -> None:
         pipe = AsgiPipe(
             send,
             max_frame=self._acceptor.max_frame,
@@ -187,11 +188,7 @@ class AsgiHost:
             tasks=self._tasks,
         )
         transport = pipe.transport
-        self._connections += 1
-        try:
-            await pipe.pump(receive, lambda: transport.drive(self._acceptor.connect(transport, handshake)))
-        finally:
-            self._connections -= 1
+        await pipe.pump(receive, lambda: transport.drive(self._acceptor.connect(transport, handshake)))
 
     async def _admit(self, scope: Scope) -> Handshake:
         """The handshake, once everybody agrees to it.
@@ -199,8 +196,8 @@ class AsgiHost:
         :raises Refused: if somebody does not.
         """
         handshake = read_handshake(scope)
-        if _endpoint(scope) not in _WEBSOCKET:
-            raise Refused(404, _NOT_FOUND)
+        if _endpoint(scope) not in WEBSOCKET:
+            raise Refused(404, NOT_FOUND)
         try:
             await self._acceptor.ensure_running()
         except Unavailable as exc:
@@ -212,29 +209,12 @@ class AsgiHost:
     # -- http
 
     async def _serve_http(self, scope: Scope, send: Send) -> None:
-        endpoint, method = _endpoint(scope), scope["method"]
-        headers = {"cache-control": "no-store"}
-        if endpoint == "ready":
-            headers |= {"access-control-allow-origin": "*", "access-control-expose-headers": "retry-after"}
-        if endpoint not in _PLAIN:
-            await _respond(send, 404, headers, _NOT_FOUND, body=method != "HEAD")
-        elif method == "OPTIONS":
-            await _respond(send, 204, headers | _ALLOW)
-        elif method not in ("GET", "HEAD"):
-            await _respond(send, 405, headers | _ALLOW, "method not allowed\n")
-        elif endpoint == "ready":
-            seconds = None if self._ready is None else self._ready()
-            if seconds is None:
-                await _respond(send, 204, headers)
-            else:
-                headers["retry-after"] = str(max(1, round(seconds)))
-                await _respond(send, 503, headers, "not ready\n", body=method != "HEAD")
-        else:
-            asked = any(name.lower() == b"upgrade" for name, _ in scope.get("headers") or ())
-            headers["upgrade"] = "websocket"
-            if str(scope.get("http_version", "1.1")).startswith("1"):
-                headers["connection"] = "Upgrade"  # RFC 9110, section 7.8; HTTP/2 forbids it
-            await _respond(send, 426, headers, _NO_WEBSOCKET if asked else _NO_UPGRADE, body=method != "HEAD")
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in scope.get("headers") or ():
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        request = Request(scope["method"], _endpoint(scope), headers, str(scope.get("http_version", "1.1")))
+        await _respond(send, self._endpoints.answer(request))
 
     def __repr__(self) -> str:
         return f"<AsgiHost, {self._connections} connections>"
@@ -281,11 +261,8 @@ async def _deny(scope: Scope, send: Send, refused: Refused) -> None:
     """Answer a WebSocket handshake with an HTTP response where the server can, else with its 403."""
     try:
         if "websocket.http.response" in (scope.get("extensions") or {}):
-            headers = {"cache-control": "no-store"}
-            if refused.retry_after is not None:
-                headers["retry-after"] = str(refused.retry_after)
-            text = refused.reason if refused.reason.endswith("\n") else f"{refused.reason}\n"
-            await _respond(send, refused.status, headers, text, prefix="websocket.http.response")
+            response = refusal(refused.status, refused.reason, refused.retry_after)
+            await _respond(send, response, prefix="websocket.http.response")
         else:
             # The code gets no further than an in-memory client; on the network this is a 403.
             code = TRY_LATER if refused.status in (429, 503) else NOT_PERMITTED_CLOSE
@@ -294,18 +271,7 @@ async def _deny(scope: Scope, send: Send, refused: Refused) -> None:
         _log.debug("gone before it was refused", exc_info=True)
 
 
-async def _respond(
-    send: Send,
-    status: int,
-    headers: dict[str, str],
-    text: str = "",
-    *,
-    body: bool = True,
-    prefix: str = "http.response",
-) -> None:
-    data = text.encode()
-    if status != 204:
-        headers = {**headers, "content-type": "text/plain; charset=utf-8", "content-length": str(len(data))}
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": f"{prefix}.start", "status": status, "headers": raw})
-    await send({"type": f"{prefix}.body", "body": data if body else b""})
+async def _respond(send: Send, response: Response, *, prefix: str = "http.response") -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+    await send({"type": f"{prefix}.start", "status": response.status, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": response.body})

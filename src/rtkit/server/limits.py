@@ -1,0 +1,51 @@
+"""What the server allows by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+__all__ = ["ServerLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """Bounds of a server; sizes in bytes, times in seconds.
+
+    Those of a WebSocket once it is open (messages, outbox, heartbeat) are the hub's :class:`~rtkit.Limits`.
+
+    :param head: request line and headers together; a larger head is answered 431.
+    :param headers: how many of them; more are answered 431.
+    :param body: of a request; a larger one is answered 413.
+    :param header_time: from the first byte of a request, or the opening of the connection and TLS, until the head is
+        there; else 408.
+    :param body_time: from the head until the body is there; else 408.
+    :param send_time: until an answer, or 64 KiB of a larger one, has left; else the connection is dropped.
+    :param idle_time: between requests; then the connection is closed.
+    :param connections: open at once, WebSockets included; more are answered 503.
+    :param close_timeout: that a closing connection may take, flushing included. Keep it below the hub's
+        ``drain_timeout``.
+    :param drain_timeout: that requests under way get when the server closes.
+    :param silence: until the kernel gives up a peer that confirms nothing of what was sent (``TCP_USER_TIMEOUT``,
+        Linux only); None leaves that to the system, which means a quarter of an hour.
+    :raises ValueError: for a bound that is not positive.
+    """
+
+    head: int = 16 * 1024
+    headers: int = 100
+    body: int = 1024 * 1024
+    header_time: float = 10.0
+    body_time: float = 30.0
+    send_time: float = 30.0
+    idle_time: float = 30.0
+    connections: int = 20_000
+    close_timeout: float = 4.0
+    drain_timeout: float = 5.0
+    silence: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None and each.name == "silence":
+                continue
+            if value is None or not value > 0:
+                raise ValueError(f"ServerLimits({each.name}=…) is positive, not {value!r}")
