@@ -1,0 +1,308 @@
+// A scripted server, a clock and a page, all in memory: nothing here waits for real time.
+
+import assert from "node:assert/strict";
+import { connect } from "../../../src/rtkit/browser/client.js";
+
+/** Let everything that is ready run: microtasks, and what they start. No time passes. */
+export const settle = () => new Promise((resolve) => setImmediate(resolve));
+
+/** Time by hand. `monotonic` stands still while the machine sleeps, `wall` does not. */
+export class ManualClock {
+  #monotonic = 1000;
+  #wall = 1_795_382_168;
+  #timers = new Map();
+  #ids = 0;
+
+  monotonic = () => this.#monotonic;
+  wall = () => this.#wall;
+
+  setTimeout = (callback, seconds) => {
+    assert.ok(seconds >= 0 && seconds < 2 ** 31 / 1000, `a timer of ${seconds} s`);
+    this.#timers.set(++this.#ids, { due: this.#monotonic + seconds, callback });
+    return this.#ids;
+  };
+
+  clearTimeout = (id) => void this.#timers.delete(id);
+
+  get timers() {
+    return this.#timers.size;
+  }
+
+  /** Time passes, timers come when they are due. */
+  async advance(seconds) {
+    const end = this.#monotonic + seconds;
+    await settle();
+    for (let next; (next = this.#next()) && next.due <= end; ) {
+      this.#pass(Math.max(0, next.due - this.#monotonic));
+      this.#run(next);
+      await settle();
+    }
+    this.#pass(end - this.#monotonic);
+    await settle();
+  }
+
+  /** The machine sleeps: the monotonic clock stands still, and no timer comes. */
+  async sleep(seconds) {
+    this.#wall += seconds;
+    await settle();
+  }
+
+  /** Time passes, but no timer comes: a throttled page. */
+  pass(seconds) {
+    this.#pass(seconds);
+  }
+
+  /** Time passes, and timers come only at its end: a blocked loop, a page that was throttled or frozen. */
+  async stall(seconds) {
+    this.#pass(seconds);
+    for (const timer of [...this.#timers.values()].sort((a, b) => a.due - b.due)) {
+      if (timer.due <= this.#monotonic && [...this.#timers.values()].includes(timer)) this.#run(timer);
+    }
+    await settle();
+  }
+
+  /** Somebody sets the wall clock. */
+  set(seconds) {
+    this.#wall += seconds;
+  }
+
+  #next() {
+    return [...this.#timers.values()].sort((a, b) => a.due - b.due)[0];
+  }
+
+  #run(timer) {
+    for (const [id, each] of this.#timers) if (each === timer) this.#timers.delete(id);
+    timer.callback();
+  }
+
+  #pass(seconds) {
+    this.#monotonic += seconds;
+    this.#wall += seconds;
+  }
+}
+
+/** A page: a window, a document and a navigator, as far as the client looks. */
+export class FakePage extends EventTarget {
+  document = Object.assign(new EventTarget(), { visibilityState: "visible" });
+  navigator = { onLine: true };
+  listeners = 0;
+
+  constructor() {
+    super();
+    for (const target of [this, this.document]) {
+      const { addEventListener, removeEventListener } = target;
+      target.addEventListener = (...args) => (this.listeners++, addEventListener.apply(target, args));
+      target.removeEventListener = (...args) => (this.listeners--, removeEventListener.apply(target, args));
+    }
+  }
+
+  say(name) {
+    this.dispatchEvent(new Event(name));
+  }
+
+  async goOffline() {
+    this.navigator.onLine = false;
+    this.say("offline");
+    await settle();
+  }
+
+  async goOnline() {
+    this.navigator.onLine = true;
+    this.say("online");
+    await settle();
+  }
+
+  async hide() {
+    this.document.visibilityState = "hidden";
+    this.document.dispatchEvent(new Event("visibilitychange"));
+    await settle();
+  }
+
+  async show() {
+    this.document.visibilityState = "visible";
+    this.document.dispatchEvent(new Event("visibilitychange"));
+    await settle();
+  }
+}
+
+/** Answer a command with an error. */
+export class Refuse {
+  constructor(code, message = "no", more = {}) {
+    this.error = { code, message, ...more };
+  }
+}
+
+/** Do not answer. */
+export const MUTE = Symbol("mute");
+
+/** One WebSocket, seen from the server. */
+export class FakeSocket {
+  readyState = 0;
+  frames = [];
+  commands = [];
+  pongs = 0;
+  /** Whether, and with what, the client closed it. */
+  closedBy = null;
+  #server;
+
+  constructor(server, url) {
+    this.#server = server;
+    this.url = url;
+    server.sockets.push(this);
+    queueMicrotask(() => {
+      if (this.readyState === 0 && server.opens) this.open();
+    });
+  }
+
+  // The client's side.
+
+  send(frame) {
+    assert.equal(this.readyState, 1, "sent on a socket that is not open");
+    assert.equal(typeof frame, "string");
+    this.frames.push(frame);
+    for (const line of frame.split("\n")) {
+      const command = JSON.parse(line);
+      if (!Object.keys(command).length) this.pongs += 1;
+      else {
+        this.commands.push(command);
+        queueMicrotask(() => this.#server.handle(this, command));
+      }
+    }
+  }
+
+  close(code, reason = "") {
+    assert.ok(code === 1000 || (code >= 3000 && code <= 4999), `a browser does not close with ${code}`);
+    this.closedBy ??= { code, reason };
+    this.readyState = 3;
+  }
+
+  // The test's side.
+
+  open() {
+    this.readyState = 1;
+    this.onopen({});
+  }
+
+  /** What the client sent, by method. */
+  got(method) {
+    return this.commands.filter((command) => method in command).map((command) => command[method]);
+  }
+
+  raw(data) {
+    if (this.readyState === 1) this.onmessage({ data });
+  }
+
+  say(...units) {
+    this.raw(units.map((unit) => JSON.stringify(unit)).join("\n"));
+  }
+
+  push(push) {
+    this.say({ push });
+  }
+
+  pub(channel, offset, data = offset, more = {}) {
+    this.push({ channel, pub: { data, offset: offset || undefined, ...more } });
+  }
+
+  /** The pipe ends. */
+  async drop(code = 1006, reason = "") {
+    this.readyState = 3;
+    this.onclose({ code, reason });
+    await settle();
+  }
+}
+
+export class FakeServer {
+  sockets = [];
+  /** Whether sockets open by themselves. */
+  opens = true;
+  /** The next answers by method: values, functions of (body, socket), `Refuse` or `MUTE`; the last one stays. */
+  answers = new Map();
+  welcome = { client: "c1", version: "test", ping: 25, pong: true, rt: { v: 1 } };
+
+  constructor() {
+    const server = this;
+    this.WebSocket = class extends FakeSocket {
+      constructor(url) {
+        super(server, url);
+      }
+    };
+  }
+
+  get socket() {
+    return this.sockets.at(-1);
+  }
+
+  /** Answer `method` with these, one after another; the last one again and again. */
+  on(method, ...answers) {
+    this.answers.set(method, answers);
+  }
+
+  handle(socket, command) {
+    const { id, ...rest } = command;
+    const [method] = Object.keys(rest);
+    const script = this.answers.get(method);
+    let answer = script && (script.length > 1 ? script.shift() : script[0]);
+    if (typeof answer === "function") answer = answer(rest[method], socket);
+    if (answer === undefined) answer = method === "connect" ? this.welcome : {};
+    if (answer === MUTE || !id) return;
+    socket.say(answer instanceof Refuse ? { id, error: answer.error } : { id, [method]: answer });
+  }
+}
+
+/** A join reply of a room with history. */
+export const joined = (epoch, offset, more = {}) => ({ recoverable: true, positioned: true, epoch, offset, ...more });
+
+/** A publication as it stands in a reply. */
+export const pub = (offset, data = offset, more = {}) => ({ data, offset, ...more });
+
+/**
+ * A client with all of the above. It is closed when the test is over, and must leave nothing behind.
+ * @param {import("node:test").TestContext} t
+ */
+export function client(t, { connected = true, url = "http://example.org/rt", ...options } = {}) {
+  const server = new FakeServer();
+  const clock = new ManualClock();
+  const page = new FakePage();
+  const chance = { value: 0.5 };
+  const rt = connect(url, { WebSocket: server.WebSocket, clock, page, random: () => chance.value, ...options });
+  const states = [];
+  const errors = [];
+  rt.on("state", (state) => states.push(state));
+  rt.on("error", (error) => errors.push(error));
+  t.after(() => {
+    rt.close();
+    assert.equal(page.listeners, 0, "page listeners are left");
+    assert.ok(clock.timers <= 0 || options.timersLeft, `${clock.timers} timers are left`);
+  });
+  const it = { rt, server, clock, page, chance, states, errors };
+  return connected ? rt.connected().then(() => settle()).then(() => it) : it;
+}
+
+/** What a room hands out, as a list of words: "1" for a message with the data 1, "gap 3-5 trimmed e". */
+export function recorded(room) {
+  const items = [];
+  room.on("message", (message) => items.push(word(message)));
+  room.on("gap", (gap) => items.push(word(gap)));
+  return items;
+}
+
+export const word = (item) =>
+  "reason" in item ? `gap ${item.from}-${item.to} ${item.reason} ${item.epoch}` : JSON.stringify(item.data);
+
+/** A promise's fate so far: `value` or `error`, as soon as there is one. */
+export function watch(promise) {
+  const fate = { pending: true };
+  promise.then(
+    (value) => Object.assign(fate, { value, pending: false }),
+    (error) => Object.assign(fate, { error, pending: false }),
+  );
+  return fate;
+}
+
+/** Likewise, once everything that is ready has run. */
+export async function fate(promise) {
+  const found = watch(promise);
+  await settle();
+  return found;
+}
