@@ -1,30 +1,41 @@
-"""Serve the chat on 127.0.0.1:8000 (or the port given) and say how to join."""
+"""Serve the chat: python examples/chat [--port 8000] [--host 127.0.0.1]"""
 
+import argparse
+import asyncio
+import errno
 import socket
 import sys
+from pathlib import Path
 
-import uvicorn
-from server import app
+from server import hub
 
-port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
-print(
-    f"""
-The chat is at http://127.0.0.1:{port}. Join it from two other terminals:
+from rtkit import serve
 
-    .venv/bin/python examples/chat/terminal.py ann --url http://127.0.0.1:{port}
-    .venv/bin/python examples/chat/terminal.py bob --url http://127.0.0.1:{port}
-
-Suspend one of them with Ctrl-Z, talk on in the other, wait a minute, resume it with fg: it reconnects and
-has everything. Stop this server and start it again: its memory is gone, and the terminals say so.
-"""
-)
+PAGE = Path(__file__).parent / "page"
 
 
-class Server(uvicorn.Server):
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            print("* ready", flush=True)
+def bind(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            sys.exit(f"Something else is at {host}, port {port}. Try --port {port + 1}, or 0 for a free one.")
+        sys.exit(f"The chat cannot be served at {host}, port {port}: {error}")
 
 
-Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")).run()
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="./dev demo", description="Serve the chat.")
+    parser.add_argument("--port", type=int, default=8000, help="0 for a free one (default: 8000)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    args = parser.parse_args()
+    with bind(args.host, args.port) as sock:
+        shown = f"[{args.host}]" if ":" in args.host else args.host
+        # Whoever connects from here on waits until the server takes them.
+        print(f"\nThe chat is at http://{shown}:{sock.getsockname()[1]}\n", flush=True)
+        print("Open it in two tabs, under two names. Stop this server, write on, and start it again.")
+        print("Its memory is gone then, and the page says so. Ctrl-C ends it.\n", flush=True)
+        asyncio.run(serve(hub, sock=sock, static=PAGE))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,7 @@
-"""A terminal for the chat: python examples/chat/terminal.py ann [--room lobby]"""
+"""A terminal for the chat: python examples/chat/terminal.py ann [--room lobby]
+
+In this chat the name is the token. With --login it asks the server for one, as examples/fastapi_chat.py wants it.
+"""
 
 import argparse
 import asyncio
@@ -35,11 +38,11 @@ async def lines() -> asyncio.StreamReader:
     return reader
 
 
-async def main(name: str, room_name: str, base: str) -> None:
+async def main(name: str, room_name: str, base: str, *, login: bool) -> None:
     async def token() -> str:
         return await asyncio.to_thread(log_in, base, name)
 
-    client = connect(f"{base}/rt", token=token)
+    client = connect(f"{base}/rt", token=token if login else name)
     client.on_state(lambda state: print(f"* {state}", flush=True) if state is not State.CLOSED else None)
     async with (
         client,
@@ -57,13 +60,16 @@ async def main(name: str, room_name: str, base: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name")
     parser.add_argument("--room", default="lobby")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--login", action="store_true", help="get a token from /login")
     args = parser.parse_args()
     try:
-        asyncio.run(main(args.name, args.room, args.url))
+        asyncio.run(main(args.name, args.room, args.url, login=args.login))
     except KeyboardInterrupt:
         pass
     except RtkitError as error:

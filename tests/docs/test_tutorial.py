@@ -44,7 +44,7 @@ def lines_of(source: str) -> list[str]:
 
 def test_part_1_is_the_example() -> None:
     told = "\n".join(block.text for block in blocks(SERVER, "python", "server"))
-    example = (ROOT / "examples/chat/server.py").read_text()
+    example = (ROOT / "examples/fastapi_chat.py").read_text()
     docstring, *rest = lines_of(example)
     assert docstring.startswith('"""')
     assert lines_of(told) == rest
@@ -134,4 +134,8 @@ def test_the_first_one_has_ten_lines() -> None:
 
 def test_every_block_is_run_or_shell() -> None:
     infos = {block.info for page in (SERVER, CLIENT, TESTING) for block in blocks(page)}
-    assert infos == {("sh",), *(("python", kind) for kind in ("server", "client", "handler", "test"))}
+    assert infos == {
+        ("sh",),
+        ("js", "page"),
+        *(("python", kind) for kind in ("server", "client", "handler", "test")),
+    }

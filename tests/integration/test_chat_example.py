@@ -1,71 +1,26 @@
-"""The main job, on real sockets: examples/chat on uvicorn, two terminals, and a cut cable."""
+"""The main job, on real sockets: examples/chat, two terminals, and a cut cable. The page is in tests/browser."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import signal
+import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
-CHAT = Path(__file__).parents[2] / "examples" / "chat"
+from examples import fastapi_chat
+from rtkit.testing import TestHub
+from tests.support.cable import Cable
+from tests.support.chatpage import load_server
+from tests.support.servers import serve_asgi
 
-
-class Cable:
-    """A TCP proxy: what lies between a terminal and the server, and can be pulled."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._plugged = True
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self.port = 0
-
-    async def __aenter__(self) -> Cable:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.pull()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def pull(self) -> None:
-        """Reset every connection, and refuse new ones."""
-        self._plugged = False
-        for writer in self._writers:
-            writer.transport.abort()
-
-    def plug(self) -> None:
-        """Let connections through again."""
-        self._plugged = True
-
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._plugged:
-            writer.transport.abort()
-            return
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        self._writers |= {writer, back}
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.ensure_future(self._carry(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        self._writers.discard(writer)
-        writer.close()
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CHAT = EXAMPLES / "chat"
 
 
 class Program:
@@ -75,14 +30,24 @@ class Program:
         self._process = process
         self.lines: list[str] = []
 
-    async def until(self, line: str) -> None:
-        """Read up to and including a line."""
+    async def until(self, line: str) -> str:
+        """Read up to and including a line that begins so; the rest of it."""
         assert self._process.stdout is not None
         async with asyncio.timeout(30):
-            while line not in self.lines[-1:]:
+            while not (self.lines and self.lines[-1].startswith(line)):
                 raw = await self._process.stdout.readline()
                 assert raw, f"ended after {self.lines}, without {line!r}"
                 self.lines.append(raw.decode().rstrip("\n"))
+        return self.lines[-1].removeprefix(line)
+
+    async def end(self, number: signal.Signals | None = None) -> tuple[int, str]:
+        """Wait for the end, after a signal if one is given: the return code, and what was written to stderr."""
+        assert self._process.stderr is not None
+        if number is not None:
+            self._process.send_signal(number)
+        async with asyncio.timeout(10):
+            errors = await self._process.stderr.read()
+            return await self._process.wait(), errors.decode()
 
     async def type(self, line: str) -> None:
         """Type a line."""
@@ -97,13 +62,14 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def program(*args: str) -> AsyncIterator[Program]:
+async def program(*args: str) -> AsyncGenerator[Program]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-u",
         *args,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONWARNINGS": "error"},
     )
     try:
@@ -114,46 +80,109 @@ async def program(*args: str) -> AsyncIterator[Program]:
         await process.wait()
 
 
-def free_port() -> int:
-    import socket
+async def converse(port: int, *options: str) -> None:
+    """Two people talk; bob's connection is reset and refused for a while; when it is back he has everything, once."""
+    terminal = str(CHAT / "terminal.py")
+    async with (
+        Cable(port) as cable,
+        program(terminal, "ann", "--url", f"http://127.0.0.1:{port}", *options) as ann,
+        program(terminal, "bob", "--url", f"http://127.0.0.1:{cable.port}", *options) as bob,
+    ):
+        await ann.until("* connected")
+        await bob.until("* connected")
+        await ann.type("hello bob")
+        await bob.until("ann: hello bob")
+        await bob.type("hello ann")
+        await ann.until("bob: hello ann")
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        cable.pull()
+        await bob.until("* waiting")
+        for number in range(20):
+            await ann.type(f"you cannot hear this yet: {number}")
+        await ann.until("ann: you cannot hear this yet: 19")
+        await bob.type("and this is said offline")
+        cable.plug()
+
+        await bob.until("bob: and this is said offline")
+        await ann.until("bob: and this is said offline")
+        assert bob.said == ann.said
+        assert len(ann.said) == 23
+        assert not any("gone" in line for line in [*ann.lines, *bob.lines])
 
 
 @pytest.mark.timeout(120)
 async def test_two_terminals_hold_a_conversation_that_survives_a_cut() -> None:
-    """H2, K2: bob's connection is reset and refused for a while; when it is back he has everything, once."""
-    port = free_port()
-    async with (
-        program(str(CHAT), str(port)) as server,
-        Cable(port) as cable,
-    ):
-        await server.until("* ready")
-        terminal = str(CHAT / "terminal.py")
-        async with (
-            program(terminal, "ann", "--url", f"http://127.0.0.1:{port}") as ann,
-            program(terminal, "bob", "--url", f"http://127.0.0.1:{cable.port}") as bob,
-        ):
+    """H2, K2."""
+    async with program(str(CHAT), "--port", "0") as server:
+        await converse(int(await server.until("The chat is at http://127.0.0.1:")))
+
+
+@pytest.mark.timeout(120)
+async def test_the_fastapi_chat_is_the_same_with_tokens() -> None:
+    async with serve_asgi(fastapi_chat.app, lifespan="on") as port:
+        await converse(port, "--login")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_the_demo_ends_quickly_and_quietly(number: signal.Signals) -> None:
+    """L2."""
+    async with program(str(CHAT), "--port", "0") as server:
+        port = await server.until("The chat is at http://127.0.0.1:")
+        async with program(str(CHAT / "terminal.py"), "ann", "--url", f"http://127.0.0.1:{port}") as ann:
             await ann.until("* connected")
-            await bob.until("* connected")
-            await ann.type("hello bob")
-            await bob.until("ann: hello bob")
-            await bob.type("hello ann")
-            await ann.until("bob: hello ann")
+            assert await server.end(number) == (0, "")
 
-            cable.pull()
-            await bob.until("* waiting")
-            for number in range(20):
-                await ann.type(f"you cannot hear this yet: {number}")
-            await ann.until("ann: you cannot hear this yet: 19")
-            await bob.type("and this is said offline")
-            cable.plug()
 
-            await bob.until("bob: and this is said offline")
-            await ann.until("bob: and this is said offline")
-            assert bob.said == ann.said
-            assert len(ann.said) == 23
-            assert not any("gone" in line for line in [*ann.lines, *bob.lines])
+async def test_a_port_that_is_taken_is_said_in_plain_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with program(str(CHAT), "--port", str(port)) as server:
+            assert await server.end() == (
+                1,
+                f"Something else is at 127.0.0.1, port {port}. Try --port {port + 1}, or 0 for a free one.\n",
+            )
+
+
+@pytest.mark.parametrize("name", ["ann", "Ann O'Neill", "李雷", "Zoë", "x" * 32, "👍", "<b>"])
+def test_a_name_is_one_line_that_can_be_seen(name: str) -> None:
+    assert load_server().is_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        " ann",
+        "ann ",
+        "a  b",
+        "a\nb",
+        "a\u202eb",
+        "\u200b",
+        "x" * 33,
+        "Zoe\u0308",
+        "a\u00a0b",
+        "\ud800",
+    ],
+)
+def test_anything_else_is_none(name: str) -> None:
+    assert not load_server().is_name(name)
+
+
+async def test_who_is_here_is_counted_by_user_and_forgotten_in_the_end() -> None:
+    server = load_server()
+    server.SHOWN = 2
+    async with TestHub(server.hub) as t:
+        ann, ann_again, bob = [await t.connect(token=name) for name in ("ann", "ann", "bob")]
+        async with ann.join("chat:lobby") as hers:
+            assert hers.join_data == {"people": ["ann"], "count": 1}
+            async with hers.signals(server.Here) as told:
+                async with ann_again.join("chat:lobby"), bob.join("chat:lobby") as his:
+                    assert his.join_data == {"people": ["ann", "bob"], "count": 2}
+                    carl = await t.connect(token="carl")
+                    async with carl.join("chat:lobby"):
+                        pass
+                counts = [(await anext(told)).data.count for _ in range(5)]
+                assert counts == [1, 2, 3, 2, 1]
+        await t.settle()
+        assert server.here == {}
