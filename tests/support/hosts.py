@@ -2,14 +2,14 @@
 
 A :class:`Host` starts a given hub on a free port of this machine, in this process and loop, and says what it is
 able to do; differences that no test can smooth over are its :class:`Abilities`. To add one: write a function
-that serves a hub like :func:`_uvicorn`, and put it into :data:`HOSTS`. A host that mounts its hub somewhere names
+that serves a hub like :func:`_own`, and put it into :data:`HOSTS`. A host that mounts its hub somewhere names
 the ``prefix``; every URL of the suite begins with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import gc
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -20,7 +20,7 @@ from typing import Any, Final
 from rtkit import Hub
 from tests.support.servers import serve_asgi
 
-__all__ = ["CERTIFICATE", "HOSTS", "Abilities", "Host", "Served", "client_context"]
+__all__ = ["CERTIFICATE", "HOSTS", "MORE_HOSTS", "Abilities", "Host", "Served", "client_context"]
 
 #: Self-signed for ``localhost`` and 127.0.0.1, with its key, valid for a century; made for these tests alone.
 CERTIFICATE: Final = Path(__file__).with_name("localhost.pem")
@@ -54,7 +54,7 @@ class Served:
     prefix: str
     secure: bool
     transports: Callable[[], list[Any]]
-    name: str = "localhost"
+    name: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
@@ -69,9 +69,6 @@ class Served:
     def buffered(self) -> int:
         """Bytes in the hands of asyncio, of all connections."""
         return sum(transport.get_write_buffer_size() for transport in self.transports())
-
-
-Serve = Callable[[Hub[Any], ssl.SSLContext | None], AbstractAsyncContextManager[tuple[int, Any]]]
 
 
 @dataclass(frozen=True)
@@ -98,22 +95,63 @@ def client_context() -> ssl.SSLContext:
 
 
 @contextlib.asynccontextmanager
-async def _uvicorn(hub: Hub[Any], secure: bool) -> AsyncGenerator[Served]:
-    """uvicorn as it comes, with websockets' Sans-I/O protocol; the hub is the whole application."""
-    options: dict[str, Any] = {"ssl_certfile": str(CERTIFICATE)} if secure else {}
-    async with serve_asgi(hub, ws="websockets-sansio", http="h11", lifespan="on", **options) as port:
-        yield Served(hub, port, "/rt", secure, lambda: _uvicorn_transports(port))
-
-
-def _uvicorn_transports(port: int) -> list[Any]:
+async def _under_uvicorn(hub: Hub[Any], app: Any, prefix: str, secure: bool) -> AsyncGenerator[Served]:
+    """uvicorn as it comes, with websockets' Sans-I/O protocol."""
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-    # The server is not within reach from outside; its connections are found among all objects.
-    return [
-        each.transport
-        for each in gc.get_objects()
-        if isinstance(each, WebSocketsSansIOProtocol) and each.server and each.server[1] == port
-    ]
+    transports: set[asyncio.BaseTransport] = set()
+
+    class Protocol(WebSocketsSansIOProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            transports.add(transport)
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            transports.discard(self.transport)
+            super().connection_lost(exc)
+
+    options: dict[str, Any] = {"ssl_certfile": str(CERTIFICATE)} if secure else {}
+    async with serve_asgi(app, ws=Protocol, http="h11", lifespan="on", **options) as port:
+        yield Served(hub, port, prefix, secure, lambda: list(transports))
 
 
-HOSTS: Final = (Host("uvicorn", _uvicorn),)
+def _uvicorn(hub: Hub[Any], secure: bool) -> AbstractAsyncContextManager[Served]:
+    """The hub is the whole application."""
+    return _under_uvicorn(hub, hub, "", secure)
+
+
+def _starlette(hub: Hub[Any], secure: bool) -> AbstractAsyncContextManager[Served]:
+    """The hub is mounted, as in FastAPI too."""
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    app = Starlette(routes=[Mount("/rt", hub)], lifespan=hub.lifespan)
+    return _under_uvicorn(hub, app, "/rt", secure)
+
+
+@contextlib.asynccontextmanager
+async def _own(hub: Hub[Any], secure: bool) -> AsyncGenerator[Served]:
+    """Our own server, on the hub's clock."""
+    from rtkit.server import listen
+
+    context = None
+    if secure:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(CERTIFICATE)
+    async with listen(hub, ssl=context) as server:
+        site = server._site
+
+        def transports() -> list[Any]:
+            connections: list[Any] = [*site.open, *site.pipes.open]
+            return [each._network for each in connections if each._network is not None]
+
+        yield Served(hub, server.port, "/rt", secure, transports)
+
+
+#: Those that move bytes in ways of their own: every test runs on each.
+HOSTS: Final = (
+    Host("uvicorn", _uvicorn),
+    Host("own", _own, Abilities(ours=True, aborts=True)),
+)
+#: The same servers with something in between: what is about paths, requests and whole conversations runs on them.
+MORE_HOSTS: Final = (Host("starlette", _starlette),)

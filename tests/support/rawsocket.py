@@ -285,6 +285,19 @@ class RawSocket:
         return data
 
     @property
+    def speaks(self) -> bool:
+        """Whether something is there to be read now, an end included."""
+        if self._buffer or self._end is not None:
+            return True
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            self._end = "reset"
+        return True
+
+    @property
     def how(self) -> Literal["eof", "reset"] | None:
         """How the server ended it; None while that has not been read."""
         return self._end
@@ -544,4 +557,4 @@ class Peer(RawWebSocket):
     async def echo(self, data: Any) -> Any:
         """Have the hub's ``echo`` say it."""
         result = await self.call("rpc", method="echo", data=data)
-        return result["data"] if "data" in result else result
+        return result.get("data", result)

@@ -30,8 +30,6 @@ async def answer(connection: Connection, id: int, func: Callable[..., Awaitable[
         await func(*args)
     except Reject as error:
         connection.error(id, error.code, error.message, retry_after=error.retry_after)
-    except UnknownRoom:  # that the application named: which, is not the client's business
-        connection.error(id, codes.UNKNOWN_ROOM, "unknown room")
     except Unavailable as error:
         connection.engine.counters.add("unavailable")
         logger.warning("%s", error)

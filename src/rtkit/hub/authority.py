@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import codes
 from ..brokers import StateBroker
+from ..brokers.base import keeps_state
 from ..errors import NotSupported, Reject, Unavailable
 from ..identity import Credentials, Grant, Identity
 from ..primitives.clocks import timeout
@@ -19,11 +20,26 @@ from .table import Family
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["Authority"]
+__all__ = ["Authority", "TokenGrant"]
 
 logger = logging.getLogger("rtkit.auth")
 
 _REVOKED = "revoked"
+
+
+class TokenGrant(Grant):
+    """What the application granted on seeing a token for the room; it is shown the same one when asked again."""
+
+    __slots__ = ("token",)
+
+    def __init__(self, grant: Grant, token: str) -> None:
+        super().__init__(ttl=grant.ttl)
+        self.rights = grant.rights
+        self.token = token
+
+    def told(self) -> tuple[bool, int]:
+        """Whether the client has to renew it, and in how many whole seconds, at least one."""
+        return (False, 0) if self.ttl is None else (True, max(1, round(self.ttl)))
 
 
 class Authority:
@@ -82,19 +98,33 @@ class Authority:
                 f"authorize of {family.pattern.text!r} returned {type(grant).__name__}, not a Grant; "
                 f"raise Reject to refuse"
             )
-        return grant
+        return TokenGrant(grant, ctx.token) if ctx.token is not None else grant
 
-    async def permit_again(self, member: Member) -> None:
-        """Ask again for a room that was joined; who may not any more is taken out."""
+    async def permit_again(self, member: Member, token: str | None = None) -> None:
+        """Ask again for a room that was joined; who may not any more is taken out.
+
+        :param token: a new one that the client shows; without it the application sees the one shown last.
+        """
         session, room = member.session, member.room
         handle: Room[Any] = Room(self._engine.hub, room.family, room.name, room.params, session=session)
+        if token is None and isinstance(member.grant, TokenGrant):
+            token = member.grant.token
         ctx = Context(
-            hub=self._engine.hub, session=session, room=handle, data=None, key=None, resumed=session.resumed
+            hub=self._engine.hub,
+            session=session,
+            room=handle,
+            data=None,
+            key=None,
+            resumed=session.resumed,
+            token=token,
         )
         try:
             member.grant = await self.permit(ctx, room.family)
         except Reject as error:
-            self._engine.unsubscribe(member, codes.UNSUBSCRIBED, error.message)
+            # An old token is replaced by joining again; who may not be here stays away.
+            expired = error.code in (codes.TOKEN_EXPIRED, codes.EXPIRED)
+            code = codes.ROOM_EXPIRED if expired else codes.UNSUBSCRIBED
+            self._engine.unsubscribe(member, code, error.message)
             return
         except Exception as error:
             # Whether the right still holds is unknown; to keep it would be to guess.
@@ -104,12 +134,18 @@ class Authority:
         self.watch_grant(member)
 
     def watch_grant(self, member: Member) -> None:
-        """Ask again when the grant's ttl has run out."""
+        """Ask again when the grant's ttl has run out.
+
+        For a token the client was told how long it holds, and has the same leeway as with that of its connection to
+        show a new one. After that the old one is judged again.
+        """
         if member.grant_deadline is not None:
             member.grant_deadline.cancel()
             member.grant_deadline = None
         if member.grant.ttl is not None and not member.left:
             when = self._engine.clock.monotonic() + member.grant.ttl
+            if isinstance(member.grant, TokenGrant):
+                when += self._engine.limits.refresh_leeway
             member.grant_deadline = self._engine.deadlines.at(when, self._ask_again, member)
 
     def _ask_again(self, member: Member) -> None:
@@ -131,7 +167,7 @@ class Authority:
 
     async def _noted(self, key: str, user: str) -> bool:
         broker = self._engine.broker
-        if not isinstance(broker, StateBroker):
+        if not keeps_state(broker):
             return False
         try:
             return user in await broker.entries(key)
@@ -140,7 +176,7 @@ class Authority:
 
     def _state(self) -> StateBroker:
         broker = self._engine.broker
-        if not isinstance(broker, StateBroker):
+        if not keeps_state(broker):
             raise NotSupported(
                 f"{type(broker).__name__} keeps no state; bans and revocations need a broker that does"
             )

@@ -82,6 +82,12 @@ async def history(connection: Connection, command: Command) -> None:
         raise Reject("this room keeps no history", code=codes.NOT_AVAILABLE)
     limit = engine.limits.history_page if body.limit < 0 else min(body.limit, engine.limits.history_page)
     since = Position(body.since.epoch, body.since.offset) if body.since is not None else None
+    if since is not None and not since.epoch:
+        # Of the present stream, whichever that is: no page of history claims to continue anything.
+        top, _ = await engine.read_history(
+            body.channel, family, since=None, limit=0, reverse=False, rt=connection.rt
+        )
+        since = Position(top.epoch, since.offset)
     page, publications = await engine.read_history(
         body.channel, family, since=since, limit=limit, reverse=body.reverse, rt=connection.rt
     )
@@ -95,6 +101,8 @@ async def publish(connection: Connection, command: Command) -> None:
     """A message to a room: to its handler; in a raw room, without one for it, straight into the stream."""
     body, session = command.publish, connection.session
     assert body is not None and session is not None
+    if body.type or body.removed:
+        raise Reject("there are no maps here; publish a message", code=codes.NOT_AVAILABLE)
     if isinstance(body.data, UnsetType):
         raise BadUnit("data is missing")
     if len(bytes(body.data)) > connection.engine.limits.max_publication:

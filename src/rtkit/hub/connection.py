@@ -341,11 +341,15 @@ class Connection:
         self.close(codes.EXPIRED_CLOSE, "expired")
 
     def _watch(self) -> None:
-        assert self._beat is not None
+        policy = self.engine.limits.heartbeat
+        assert self._beat is not None and policy is not None
+        # An answer moves the next ping before the end of the patience with this one, and moves no deadline: where that
+        # is longer than the interval, look in between.
+        when = min(self._beat.next_at, self.engine.clock.monotonic() + policy.interval)
         if self._beat_deadline is None:
-            self._beat_deadline = self.engine.deadlines.at(self._beat.next_at, self._heartbeat, patient=True)
+            self._beat_deadline = self.engine.deadlines.at(when, self._heartbeat, patient=True)
         else:
-            self._beat_deadline.move(self._beat.next_at)
+            self._beat_deadline.move(when)
 
     def _heartbeat(self) -> None:
         if self._beat is None or self.closing:

@@ -29,11 +29,12 @@ class Context(Generic[C, M]):
 
     ``key`` is the command's idempotency key, None if the client gave none: the same for every resend of a
     command, so that it is what a handler makes unique in its own tables (H7). ``data`` is what the client
-    gave when joining, decoded from JSON; elsewhere the message itself. ``resumed`` tells a session that
-    was continued from one that began.
+    gave when joining, decoded from JSON; elsewhere the message itself. ``token`` is what the client showed for
+    this room, when joining or to renew the permission; None when it showed none, and outside of the gates,
+    ``authorize`` and ``on_join``. ``resumed`` tells a session that was continued from one that began.
     """
 
-    __slots__ = ("_room", "data", "hub", "key", "resumed", "session")
+    __slots__ = ("_room", "data", "hub", "key", "resumed", "session", "token")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Context(Generic[C, M]):
         data: Any,
         key: str | None,
         resumed: bool,
+        token: str | None = None,
     ) -> None:
         self.hub = hub
         self.session = session
@@ -51,6 +53,7 @@ class Context(Generic[C, M]):
         self.data = data
         self.key = key
         self.resumed = resumed
+        self.token = token
 
     @property
     def room(self) -> Room[M]:

@@ -54,7 +54,9 @@ async def connect(connection: Connection, command: Command) -> None:
         async with limit:
             identity = await engine.authority.authenticate(connection.handshake, body.token, data)
     except Reject as error:
-        connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
+        if body.rt is not None or error.code != codes.UNAUTHORISED:
+            # The base's clients report what comes first, and of a bad token that has to be the close code.
+            connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
         _close_unauthenticated(connection, error)
         return
     except Exception as error:
@@ -138,7 +140,12 @@ async def _auto_join(
                 raise UnknownRoom(f"auto_join of {family.pattern.text!r} named {name!r}, of another family")
             asked = body.subs.get(name)
             since = Position(asked.epoch, asked.offset) if asked is not None and asked.recover else None
-            subs[name] = await join(session, name, since=since, server_side=True)
+            subs[name] = result = await join(session, name, since=since, server_side=True)
+            if not connection.rt and not result.recovered:
+                # Of rooms that the server chose, the base's clients look at the publications of a recovery alone.
+                for publication in result.publications:
+                    connection.control(dumps(Reply(push=Push(channel=name, pub=publication))))
+                result.publications = []
     return subs
 
 

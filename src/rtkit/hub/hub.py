@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass
 from importlib import metadata
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 from urllib.parse import urlsplit
 
 from typing_extensions import TypeVar
@@ -31,6 +31,11 @@ from .engine import Engine
 from .handle import Room, User
 from .origin import origin_allowed
 from .router import Router, must_be_async
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from ..hosting.wrap import AsgiApp, Wrapped
 
 __all__ = ["Hub", "HubStatistics"]
 
@@ -304,6 +309,30 @@ class Hub(Router[C], Generic[C]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope: mounted into a framework, or on its own under a server."""
         await self._host(scope, receive, send)
+
+    def wrap(self, app: AsgiApp, prefix: str) -> Wrapped:
+        """An ASGI application that is this hub below *prefix*, and *app* elsewhere; with the lifespan of both.
+
+        ::
+
+            application = hub.wrap(get_asgi_application(), "/rt")  # Django
+
+        :param prefix: such as ``/rt``.
+        :raises UsageError: for a prefix with odd characters.
+        """
+        from ..hosting.wrap import Wrapped
+
+        return Wrapped(app, self, prefix, self.lifespan)
+
+    def add_to(self, app: web.Application, prefix: str) -> None:
+        """Serve this hub below *prefix* of an aiohttp application, for as long as that runs.
+
+        :param prefix: such as ``/rt``.
+        :raises UsageError: for a prefix with odd characters.
+        """
+        from ..hosting.aiohttp_host import add_to
+
+        add_to(app, prefix, self, start=self.start, close=self.aclose, max_frame=self.max_frame)
 
     @property
     def max_frame(self) -> int:

@@ -13,7 +13,10 @@ from ..wire import GapBody, SubscribeResult
 from .local import Member
 from .prepared import REPLY_BYTES, publication
 
-__all__ = ["Joining"]
+__all__ = ["BEGINNING", "Joining"]
+
+#: A position that names no stream: the beginning of whatever stream there is.
+BEGINNING = Position("", 0)
 
 
 class Joining:
@@ -66,6 +69,8 @@ class Joining:
         if feed is not None:
             assert feed.cursor is not None
             since, forgiving = self.since, False
+            if since == BEGINNING:
+                since = Position(feed.cursor.epoch, 0)
             if self.rewind:
                 since, forgiving = Position(feed.cursor.epoch, max(0, feed.cursor.offset - self.rewind)), True
             member.outside = CatchUp(since, joining=True, forgiving=forgiving)
@@ -149,13 +154,18 @@ class Joining:
         connection = self.member.session.connection
         rt = connection is not None and connection.rt
         assert catch.position is not None
+        position = catch.position
+        if not rt and self._entries:
+            # The base's clients stand here at once, and every publication that follows moves them. Were it the top, one
+            # that leaves the room before the last of them would lose the rest.
+            position = Position(position.epoch, self._entries[0].offset - 1)
         recovering = self.since is not None
         self.room.engine.counters.add("recoveries" if recovering and self._gap is None else "joins")
         result = SubscribeResult(
             recoverable=True,
             positioned=True,
-            epoch=catch.position.epoch,
-            offset=catch.position.offset,
+            epoch=position.epoch,
+            offset=position.offset,
             publications=[publication(self.room.open_entry(e), e.offset, rt) for e in self._entries],
             recovered=recovering and self._gap is None,
             was_recovering=recovering,

@@ -24,6 +24,7 @@ from ..wire import (
 )
 from ..wire.units import SubRefreshResult
 from .answers import asked_for
+from .authority import TokenGrant
 from .context import Context, Run, current_run
 from .handle import Room
 from .joining import Joining
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["join", "sub_refresh", "subscribe", "unsubscribe"]
 
 _any = msgspec.json.Decoder(Any)
+
+#: The bit of ``subscribe.flag`` with which a client wants to be refused rather than not recovered.
+_OR_NOT_AT_ALL = 2
 
 
 async def join(
@@ -63,7 +67,15 @@ async def join(
         data = loads(bytes(body.data), _any)
     run = Run(engine.hub, session.identity.user, None, name)
     room: Room[Any] = Room(engine.hub, family, name, params, session=session)
-    ctx = Context(hub=engine.hub, session=session, room=room, data=data, key=None, resumed=session.resumed)
+    ctx = Context(
+        hub=engine.hub,
+        session=session,
+        room=room,
+        data=data,
+        key=None,
+        resumed=session.resumed,
+        token=(body.token or None) if body is not None else None,
+    )
     grant = await engine.authority.permit(ctx, family)
     if session.connection is None:
         raise Reject("gone", code=codes.EXPIRED)
@@ -80,11 +92,20 @@ async def join(
         async with timeout(engine.clock, engine.limits.handler_timeout):
             await joining.run()
         result = await joining.complete()
+        if body is not None and body.flag & _OR_NOT_AT_ALL and _is_unrecovered(result):
+            raise Reject("the position cannot be recovered", code=codes.UNRECOVERABLE)
     except BaseException:
         engine.leave(member)
         raise
     engine.authority.watch_grant(member)
+    if isinstance(grant, TokenGrant):
+        result.expires, result.ttl = grant.told()
     return result
+
+
+def _is_unrecovered(result: SubscribeResult) -> bool:
+    """Whether a position was to be recovered and was not; a room without history recovers nothing, ever."""
+    return result.recoverable and result.was_recovering and not result.recovered
 
 
 def _join_hook(
@@ -110,6 +131,10 @@ async def subscribe(connection: Connection, command: Command) -> None:
     """Join a room; with a position, recover what was missed (H2, H3)."""
     body, session = command.subscribe, connection.session
     assert body is not None and session is not None
+    if body.type or body.tf is not None:
+        raise Reject(
+            "there are no filters, maps or polled rooms here; subscribe without", code=codes.NOT_AVAILABLE
+        )
     since = Position(body.epoch, body.offset) if body.recover else None
     result = await join(session, body.channel, since=since, server_side=False, body=body)
     connection.reply(Reply(id=command.id, subscribe=result))
@@ -125,13 +150,13 @@ async def unsubscribe(connection: Connection, command: Command) -> None:
 
 
 async def sub_refresh(connection: Connection, command: Command) -> None:
-    """Ask the application again whether a room is still allowed."""
+    """Ask the application again whether a room is still allowed, with a new token if there is one."""
     body: SubRefresh | None = command.sub_refresh
     assert body is not None and connection.session is not None
     member = connection.session.rooms.get(body.channel)
     if member is None:
         raise Reject("not subscribed", code=codes.NOT_PERMITTED)
-    await connection.engine.authority.permit_again(member)
+    await connection.engine.authority.permit_again(member, body.token or None)
     if member.left:
         raise Reject("no longer permitted", code=codes.NOT_PERMITTED)
     expires, ttl = (True, max(1, round(member.grant.ttl))) if member.grant.ttl is not None else (False, 0)

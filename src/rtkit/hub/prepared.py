@@ -23,7 +23,6 @@ class Prepared:
 
     __slots__ = ("_base", "_rt", "channel", "envelope", "offset")
 
-
     def __init__(self, channel: str, envelope: Envelope, offset: int) -> None:
         self.channel = channel
         self.envelope = envelope

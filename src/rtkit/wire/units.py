@@ -61,7 +61,11 @@ class Connect(Unit):
 
 
 class Subscribe(Unit):
-    """Join a room; with *recover*, continue from (epoch, offset); with *rewind*, begin n messages back (H8)."""
+    """Join a room; with *recover*, continue from (epoch, offset); with *rewind*, begin n messages back (H8).
+
+    Bit 2 of *flag* asks to be refused when that is not possible. With *type* and *tf* the base's clients ask for
+    kinds of rooms, and for filters, that do not exist here.
+    """
 
     channel: str
     token: str = ""
@@ -73,6 +77,9 @@ class Subscribe(Unit):
     join_leave: bool = False
     data: Data = UNSET
     rewind: Offset = 0
+    flag: Offset = 0
+    type: Offset = 0
+    tf: dict[str, Raw] | None = None
 
 
 class Unsubscribe(Unit):
@@ -82,11 +89,16 @@ class Unsubscribe(Unit):
 
 
 class Publish(Unit):
-    """Send a message to a room: to its handler, or straight to its stream in a raw room."""
+    """Send a message to a room: to its handler, or straight to its stream in a raw room.
+
+    With *type* and *removed* the base's clients change a map, a kind of room that does not exist here.
+    """
 
     channel: str
     data: Data = UNSET
     key: Key | None = None
+    type: Offset = 0
+    removed: bool = False
 
 
 class PresenceCommand(Unit):
@@ -175,10 +187,10 @@ class Command(Unit):
 
 
 class ErrorBody(Unit):
-    """Why a command failed."""
+    """Why a command failed; *code* and *message* are always there."""
 
-    code: int = 0
-    message: str = ""
+    code: int
+    message: str
     temporary: bool = False
     retry_after: float = 0.0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rtkit import Context, Grant, History, Hub, Reject
+from rtkit import Context, Grant, History, Hub, Reject, UnknownRoom
 from tests.support.rawclient import CallFailed, RawClient, publications
 from tests.unit.hub.conftest import World
 
@@ -125,7 +125,7 @@ async def test_what_is_pipelined_behind_a_refused_connect_is_never_done(world: W
     hub = chat(world, authenticate=nobody)
     await hub.start()
     client = world.client(hub, answers_close=False)
-    client.tell(*({"id": i, "connect": {"token": str(i)}} for i in range(1, 9)))
+    client.tell(*({"id": i, "connect": {"token": str(i), "rt": {}}} for i in range(1, 9)))
     await client.settle()
     assert asked == ["1"]
     assert client.close_code == 3500
@@ -169,6 +169,46 @@ async def test_unknown_room(world: World, channel: str) -> None:
         assert error == {"code": 102, "message": "unknown room"}
     assert await client.call("unsubscribe", channel=channel) == {}
     assert client.closed is None
+
+
+@pytest.mark.parametrize(
+    ("channel", "meant"),
+    [
+        ("raw:a%20b", "raw:a b"),
+        ("live:%c3%a9'%F0%9F%98%80", "live:é'😀"),
+        ("chat:100%", "chat:100%25"),
+        ("read:%41", "read:A"),
+    ],
+)
+async def test_a_name_that_is_spelled_otherwise(world: World, channel: str, meant: str) -> None:
+    """API 2: each room has one name, or a ban from raw:A would not be one from raw:%41; the error says which."""
+    hub = chat(world)
+    client = await world.join(hub, "ann")
+    for method in ("subscribe", "publish", "history", "signal"):
+        error = await client.refused(method, channel=channel, data=1)
+        assert error == {"code": 102, "message": f"unknown room; did you mean {meant!r}?"}
+    await client.call("subscribe", channel=meant)
+    assert hub.statistics().rooms == 1
+    with pytest.raises(UnknownRoom, match=f"no room is spelled {channel!r}; did you mean {meant!r}"):
+        hub.room(channel)
+
+
+async def test_a_room_that_the_application_names_wrongly_is_its_own_fault(world: World, errors: Any) -> None:
+    """L3: the client did not name it and is not told its name; the log has it."""
+    hub = world.hub()
+    rooms = hub.rooms("r:{x}", publishes=object)
+
+    @rooms.authorize
+    async def authorize(ctx: Context[Any, Any]) -> Grant:
+        ctx.hub.room("r:%73ecret")
+        raise AssertionError
+
+    client = await world.join(hub, "ann")
+    error = await client.refused("subscribe", channel="r:a")
+    assert error["code"] == 100
+    assert "ecret" not in error["message"]
+    (record,) = errors()
+    assert "did you mean 'r:secret'?" in str(record.exc_info[1])
 
 
 async def test_already_subscribed(world: World) -> None:

@@ -154,8 +154,8 @@ async def test_user_revoke(world: World) -> None:
     await world.settle()
     assert [client.closed for client in (ann, tab)] == [(4501, "revoked")] * 2
     for hub in (one, two):
-        client = world.client(hub)
-        assert (await client.refused("connect", token="ann"))["code"] == 101
+        client = world.client(hub, rt=True)
+        assert (await client.refused("connect", token="ann", rt={}))["code"] == 101
         assert 3500 <= client.close_code < 4000
         assert (await world.join(hub, "bob")).closed is None
     await world.advance(101)

@@ -35,6 +35,19 @@ async def test_pings_come_every_interval(world: World) -> None:
     assert max(firsts) - min(firsts) > 5
 
 
+async def test_patience_longer_than_the_interval_makes_no_longer_interval(world: World) -> None:
+    """F4: a client hangs up when the pings it was promised do not come."""
+    hub = quiet(world, limits=Limits(heartbeat=Heartbeat(interval=5, timeout=20)))
+    client = await world.join(hub, "ann")
+    await world.advance(100)
+    assert 19 <= client.pings <= 21
+    silent = await world.join(hub, "bob", pongs=False)
+    await world.advance(25.1, step=0.1)
+    assert silent.closed == (3012, "no pong")
+    assert silent.pings == 1
+    assert client.closed is None
+
+
 async def test_who_does_not_answer_is_closed(world: World) -> None:
     """F4: within interval and timeout of its last sign: 35 s."""
     hub = quiet(world)

@@ -642,3 +642,86 @@ async def test_a_room_that_emptied_while_it_was_read(world: World) -> None:
     assert bob.offsets_of("r:a") == [4]
     assert ann.offsets_of("r:a") == [1]
     assert repr(next(iter(hub.engine.rooms["r:a"].live))) == "<Member 'bob' of 'r:a'>"
+
+
+async def test_nothing_is_read_before_the_subscription_is_through(world: World) -> None:
+    """H2: a straggler of a former subscription is no reason: the page would be older than what is heard later."""
+    broker = FaultyBroker(world.backend)
+    hub, other = world.hub(broker=broker), world.hub()
+    for each in (hub, other):
+        Door(each, HISTORY)
+    await other.start()
+    await other.publish("r:a", 1)
+    page = world.backend.read("room:r:a", None, 1, False, None)
+    ann = await world.join(hub, "ann")
+    broker.calls.clear()
+    gate = broker.hold("subscribe")
+    id = ann.ask("subscribe", channel="r:a")
+    await ann.settle()
+    broker.deliver("room:r:a", page.entries[0].payload, page.position)
+    await world.settle()
+    assert broker.calls == ["subscribe"]
+    await other.publish("r:a", 2)
+    gate.set()
+    await ann.settle()
+    assert ann.reply(id)["subscribe"]["offset"] == 2
+    await other.publish("r:a", 3)
+    await ann.settle()
+    assert ann.offsets_of("r:a") == [3]
+
+
+async def test_what_was_published_between_two_subscriptions(world: World) -> None:
+    """H2: a room that was let go of, and is wanted again before that is through, does not know where it stands."""
+    broker = FaultyBroker(world.backend)
+    hub, other = world.hub(broker=broker), world.hub()
+    for each in (hub, other):
+        Door(each, HISTORY)
+    await other.start()
+    ann = await world.join(hub, "ann", "r:a")
+    await other.publish("r:a", 1)
+    gate = broker.hold("unsubscribe")
+    await ann.call("unsubscribe", channel="r:a")
+    bob = await world.join(hub, "bob")
+    id = bob.ask("subscribe", channel="r:a")
+    await bob.settle()
+    broker.deaf = True  # the unsubscription has taken effect, and its answer is under way
+    await other.publish("r:a", 2)
+    broker.deaf = False
+    gate.set()
+    await bob.settle()
+    assert bob.reply(id)["subscribe"]["offset"] == 2
+    await other.publish("r:a", 3)
+    await bob.settle()
+    assert bob.offsets_of("r:a") == [3]
+
+
+@pytest.mark.parametrize("rt", [True, False], ids=["rt", "foreign"])
+async def test_a_recovery_that_was_overtaken_by_trimming(world: World, rt: bool) -> None:
+    """H3: what it had gathered before the gap is forgotten, or it would come before a hole."""
+    broker = FaultyBroker(world.backend)
+    hub = world.hub(broker=broker, limits=Limits(recovery_page=2))
+    Door(hub, {"history": History(10, ttl=600)})
+    ann = await world.join(hub, "ann", "r:a", rt=rt)
+    await ann.call("unsubscribe", channel="r:a")
+    for n in range(1, 9):
+        await hub.publish("r:a", n)
+    epoch = world.backend.read("room:r:a", None, 0, False, None).epoch
+
+    async def read(topic: str, **options: Any) -> Any:
+        page = await FaultyBroker.read(broker, topic, **options)
+        if options["limit"] == 2 and page.start == 0:  # the second page comes too late
+            for n in range(9, 30):
+                await hub.publish("r:a", n)
+        return page
+
+    broker.read = read  # type: ignore[method-assign]
+    result = await ann.call("subscribe", channel="r:a", recover=True, epoch=epoch, offset=0)
+    assert result["was_recovering"]
+    assert "recovered" not in result
+    assert publications(result) == []
+    assert result["offset"] == 29
+    if rt:
+        assert result["gap"] == {"to": 29, "epoch": epoch, "reason": "trimmed"}
+    await hub.publish("r:a", 30)
+    await ann.settle()
+    assert ann.offsets_of("r:a") == [30]

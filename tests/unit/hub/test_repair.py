@@ -61,6 +61,23 @@ async def test_a_hole_is_noticed_by_the_next_offset(world: World) -> None:
     assert lossy.totals["holes"] >= 1
 
 
+async def test_a_room_is_repaired_by_one_task(world: World) -> None:
+    """H4, C5: however many hints there are that something is missing, while the broker cannot be read."""
+    lossy = Lossy(world)
+    await lossy.start()
+    ann = await world.join(lossy.hub, "ann", "r:a")
+    idle = lossy.hub.statistics().tasks
+    lossy.broker.failing.add("read")
+    await lossy.publish(heard=False)
+    await lossy.publish(40)
+    await world.settle()
+    assert lossy.hub.statistics().tasks == idle + 1
+    lossy.broker.failing.clear()
+    await world.advance(20)
+    assert ann.offsets_of("r:a") == list(range(1, 42))
+    assert lossy.hub.statistics().tasks == idle
+
+
 async def test_a_lost_last_message_is_found_by_comparing_tops(world: World) -> None:
     """H4: every 30 s, more or less, for rooms in which nothing else would show it."""
     lossy = Lossy(world)

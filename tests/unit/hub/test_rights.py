@@ -53,10 +53,10 @@ async def test_authorize_is_asked_once_per_join(world: World) -> None:
         return Grant("publish", "history")
 
     client = await world.join(hub, "ann")
-    await client.call("subscribe", channel="r:a%20b", data={"pin": 1})
+    await client.call("subscribe", channel="r:a b", data={"pin": 1})
     for _ in range(5):
-        await client.call("publish", channel="r:a%20b", data=1)
-        await client.call("history", channel="r:a%20b")
+        await client.call("publish", channel="r:a b", data=1)
+        await client.call("history", channel="r:a b")
     assert asked == [("ann", "a b", {"pin": 1})]
     await client.call("publish", channel="r:other", data=1)
     await client.call("publish", channel="r:other", data=1)
