@@ -22,8 +22,9 @@
  *
  * *Position.* A room with history has a place up to which everything was handed out, or told as a gap. Only
  * the next offset of the same epoch is ever taken. At or below: a duplicate, dropped. Beyond: a hole; the room
- * is joined anew, recovering from where it stands. A reply that recovers proves continuity, or there is a gap,
- * always. A room without history is at most once, and has no position.
+ * is joined anew, recovering from where it stands. A new epoch that is told as a *position* continues the old
+ * one for who stands right there, and for everybody else is a hole as well. A reply that recovers proves
+ * continuity, or there is a gap, always. A room without history is at most once, and has no position.
  *
  * *Queue.* What a room brings goes through a bounded queue to its listeners, or to who iterates. With neither it
  * waits. When the queue is full, a room with history turns deaf where it stands, and joins again from there when
@@ -338,17 +339,17 @@ export type ConnectOptions = {
  */
 /** A message of a room. @template [D=any] @template {string} [E=string] */
 export declare class Message<D = any, E extends string = string> {
-    /** What was published. @readonly */
+    /** What was published. */
     data: D;
-    /** The name of its type; empty in raw rooms. @readonly */
+    /** The name of its type; empty in raw rooms. */
     event: E;
-    /** Null in a room without history. @readonly */
+    /** Null in a room without history. */
     position: Position | null;
-    /** The user it came from; null when a server published it. @readonly */
+    /** The user it came from; null when a server published it. */
     sender: string | null;
-    /** The client id it came from. @readonly */
+    /** The client id it came from. */
     client: string | null;
-    /** When it was published, by the server's clock. @readonly */
+    /** When it was published, by the server's clock. */
     time: Date | null;
     /**
      * @param {D} data
@@ -362,10 +363,10 @@ export declare class Message<D = any, E extends string = string> {
 }
 /** Messages with `from` < offset ≤ `to` are not available; it goes on at `to` + 1 of `epoch` (H3). */
 export declare class Gap {
-    /** @readonly */ from: number;
-    /** @readonly */ to: number;
-    /** @readonly */ epoch: string;
-    /** @readonly */ reason: GapReason;
+    from: number;
+    to: number;
+    epoch: string;
+    reason: GapReason;
     /**
      * @param {number} from
      * @param {number} to
@@ -393,11 +394,11 @@ export declare class InvalidMessage extends UsageError {
 }
 /** The server answered a command with an error. */
 export declare class CallError extends RtkitError {
-    /** @readonly */ code: number;
-    /** The server's words, without the code. @readonly */
+    code: number;
+    /** The server's words, without the code. */
     text: string;
-    /** @readonly */ temporary: boolean;
-    /** @readonly */ retryAfter: number | null;
+    temporary: boolean;
+    retryAfter: number | null;
     name: string;
     /**
      * @param {number} code See "Codes" of the wire; from 400 on the application's own.
@@ -421,30 +422,20 @@ export declare class QueueFull extends RtkitError {
 }
 /** The server took us out of a room, and we shall not join again by ourselves. */
 export declare class Unsubscribed extends RtkitError {
-    /** @readonly */ code: number;
-    /** @readonly */ reason: string;
+    code: number;
+    reason: string;
     name: string;
     /** @param {number} code @param {string} reason */
     constructor(code: number, reason: string);
 }
 /** The connection ended and will not come back by itself. */
 export declare class ConnectionClosed extends RtkitError {
-    /** @readonly */ code: number;
-    /** @readonly */ reason: string;
+    code: number;
+    reason: string;
     name: string;
     /** @param {number} code @param {string} reason @param {unknown} [cause] */
     constructor(code: number, reason: string, cause?: unknown);
 }
-/**
- * Whether a client that was closed with this code must not reconnect by itself.
- * @param {number} code
- */
-export declare function isTerminal(code: number): boolean;
-/**
- * Whether a client that was unsubscribed with this code joins again by itself.
- * @param {number} code
- */
-export declare function mayResubscribe(code: number): boolean;
 /**
  * A value for a placeholder in a room's name, escaped so that any text fits: "%", ":" and control characters
  * become %XX for each byte, everything else stays.
@@ -456,35 +447,6 @@ export declare function mayResubscribe(code: number): boolean;
  * @throws {UsageError} For the empty string, and for lone surrogates, which UTF-8 cannot hold.
  */
 export declare function encodeParam(value: string | number): string;
-export type Publication = ReturnType<typeof publication>;
-/** @typedef {ReturnType<typeof publication>} Publication */
-/** @param {any} value */
-declare function publication(value: any): {
-    data: any;
-    offset: number;
-    user: string;
-    client: string;
-    time: number;
-};
-export type SubscribeResult = ReturnType<typeof subscribeResult>;
-/** @typedef {ReturnType<typeof subscribeResult>} SubscribeResult */
-/** @param {any} value */
-declare function subscribeResult(value: any): {
-    recoverable: boolean;
-    recovered: boolean;
-    epoch: string;
-    offset: number;
-    publications: {
-        data: any;
-        offset: number;
-        user: string;
-        client: string;
-        time: number;
-    }[];
-    data: any;
-    gap: any;
-};
-export type Do = "join" | "rejoin" | undefined;
 export type Sending = {
     method: string;
     /**
@@ -499,24 +461,30 @@ export type Sending = {
      * Safe to write again, and of effect.
      */
     keyed: boolean;
+    /**
+     * Of its payload.
+     */
     size: number;
     /**
-     * In flight under this id; 0 while waiting.
+     * Written on the connection that lives now, and not answered.
      */
-    id: number;
+    flying: boolean;
     firstWritten: number | null;
     /**
      * A connection was lost while it was in flight.
      */
     lost: boolean;
     /**
-     * Called once, with the reply or an Error.
+     * Only the first call counts.
      */
-    settle: (outcome: any) => void;
+    settle: (error: unknown, reply?: any) => void;
 };
 export type Ending = {
     code: number;
     reason: string;
+    /**
+     * For good.
+     */
     terminal?: boolean;
     /**
      * When to come back, if the server said so.
@@ -545,7 +513,10 @@ export declare class Client {
     get closed(): ConnectionClosed | null;
     /** How the server calls the latest connection; null before the first. @returns {string | null} */
     get clientId(): string | null;
-    /** Why the latest connection ended or attempt failed, in plain words; empty before the first failure. @returns {string} */
+    /**
+     * Why the latest connection ended or attempt failed, in plain words; empty before the first failure.
+     * @returns {string}
+     */
     get lastFailure(): string;
     /** Commands without an answer yet. @returns {number} */
     get pending(): number;
@@ -726,4 +697,3 @@ export declare class Room<E extends Record<string, any> = Record<string, any>> {
      */
     leave(): Promise<void>;
 }
-export {};

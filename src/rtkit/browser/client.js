@@ -22,8 +22,9 @@
  *
  * *Position.* A room with history has a place up to which everything was handed out, or told as a gap. Only
  * the next offset of the same epoch is ever taken. At or below: a duplicate, dropped. Beyond: a hole; the room
- * is joined anew, recovering from where it stands. A reply that recovers proves continuity, or there is a gap,
- * always. A room without history is at most once, and has no position.
+ * is joined anew, recovering from where it stands. A new epoch that is told as a *position* continues the old
+ * one for who stands right there, and for everybody else is a hole as well. A reply that recovers proves
+ * continuity, or there is a gap, always. A room without history is at most once, and has no position.
  *
  * *Queue.* What a room brings goes through a bounded queue to its listeners, or to who iterates. With neither it
  * waits. When the queue is full, a room with history turns deaf where it stands, and joins again from there when
@@ -168,17 +169,17 @@ export class Message {
    * @param {Date | null} time
    */
   constructor(data, event, position, sender, client, time) {
-    /** What was published. @readonly */
+    /** What was published. */
     this.data = data;
-    /** The name of its type; empty in raw rooms. @readonly */
+    /** The name of its type; empty in raw rooms. */
     this.event = event;
-    /** Null in a room without history. @readonly */
+    /** Null in a room without history. */
     this.position = position;
-    /** The user it came from; null when a server published it. @readonly */
+    /** The user it came from; null when a server published it. */
     this.sender = sender;
-    /** The client id it came from. @readonly */
+    /** The client id it came from. */
     this.client = client;
-    /** When it was published, by the server's clock. @readonly */
+    /** When it was published, by the server's clock. */
     this.time = time;
   }
 }
@@ -192,10 +193,10 @@ export class Gap {
    * @param {GapReason} reason
    */
   constructor(from, to, epoch, reason) {
-    /** @readonly */ this.from = from;
-    /** @readonly */ this.to = to;
-    /** @readonly */ this.epoch = epoch;
-    /** @readonly */ this.reason = reason;
+    this.from = from;
+    this.to = to;
+    this.epoch = epoch;
+    this.reason = reason;
   }
 
   toString() {
@@ -210,7 +211,7 @@ export class Gap {
 //     │   ├── NotRunning      the room was left, or the client closed
 //     │   └── InvalidMessage  a value that JSON cannot hold, or too large for the server
 //     ├── CallError           the server answered a command with an error
-//     ├── PublishUnknown      it may or may not have happened: sending again with the same key is safe for a while
+//     ├── PublishUnknown      it may have happened: sending again with the same key is safe for a while
 //     ├── TimeoutError        never sent within the timeout, and withdrawn
 //     ├── QueueFull           too many commands wait
 //     ├── Unsubscribed        the server took us out of a room
@@ -248,11 +249,11 @@ export class CallError extends RtkitError {
    */
   constructor(code, text, temporary = false, retryAfter = null) {
     super(`${text} (code ${code})`);
-    /** @readonly */ this.code = code;
-    /** The server's words, without the code. @readonly */
+    this.code = code;
+    /** The server's words, without the code. */
     this.text = text;
-    /** @readonly */ this.temporary = temporary;
-    /** @readonly */ this.retryAfter = retryAfter;
+    this.temporary = temporary;
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -277,9 +278,9 @@ export class Unsubscribed extends RtkitError {
 
   /** @param {number} code @param {string} reason */
   constructor(code, reason) {
-    super(`taken out of the room by the server: ${reason} (code ${code})`);
-    /** @readonly */ this.code = code;
-    /** @readonly */ this.reason = reason;
+    super(`taken out of the room: ${reason} (code ${code})`);
+    this.code = code;
+    this.reason = reason;
   }
 }
 
@@ -290,8 +291,8 @@ export class ConnectionClosed extends RtkitError {
   /** @param {number} code @param {string} reason @param {unknown} [cause] */
   constructor(code, reason, cause) {
     super(`closed with code ${code}: ${reason}`, { cause });
-    /** @readonly */ this.code = code;
-    /** @readonly */ this.reason = reason;
+    this.code = code;
+    this.reason = reason;
   }
 }
 
@@ -389,12 +390,12 @@ function encode(value) {
   try {
     text = JSON.stringify(value);
   } catch (cause) {
-    throw new InvalidMessage(`not JSON: ${cause}`, { cause });
+    throw new InvalidMessage(`no JSON: ${cause}`, { cause });
   }
-  if (text === undefined) throw new InvalidMessage(`not JSON: ${typeof value}`);
+  if (text === undefined) throw new InvalidMessage(`no JSON: ${typeof value}`);
   // stringify writes a lone surrogate as an escape, and nothing else that way. The server would close for it.
   if (/(?:^|[^\\])(?:\\\\)*\\ud[89a-f]/.test(text)) {
-    throw new InvalidMessage("not UTF-8: a lone surrogate");
+    throw new InvalidMessage("no UTF-8: a lone surrogate");
   }
   return text;
 }
@@ -415,7 +416,6 @@ export function encodeParam(value) {
   // eslint-disable-next-line no-control-regex
   return text.replace(/[%:\u0000-\u001f\u007f-\u009f]/g, encodeURIComponent);
 }
-
 
 /**
  * The WebSocket URL of a hub: relative to the page, http(s) becomes ws(s), and /ws is appended where it is missing.
@@ -531,8 +531,6 @@ function sleepless(clock) {
   };
 }
 
-/** @typedef {ReturnType<typeof makeBackoff>} Backoff */
-
 /**
  * Delays between attempts: drawn from the whole range below a ceiling that doubles (F3).
  * @param {number} minimum
@@ -605,8 +603,6 @@ const epoch = reader("epoch", "", (value) => isText(value) && value.length <= 12
 /** @type {(value: any) => any[]} */
 const list = reader("list", [], Array.isArray);
 
-/** @typedef {ReturnType<typeof publication>} Publication */
-
 /** @param {any} value */
 function publication(value) {
   const body = object(value) ?? bad("object");
@@ -626,12 +622,8 @@ const publications = (value) => list(value).map(publication);
 /** @param {any} value */
 function gapBody(value) {
   const body = object(value);
-  return (
-    body && { from: count(body.from), to: count(body.to), epoch: epoch(body.epoch), reason: text(body.reason) }
-  );
+  return body && { from: count(body.from), to: count(body.to), epoch: epoch(body.epoch), reason: text(body.reason) };
 }
-
-/** @typedef {ReturnType<typeof subscribeResult>} SubscribeResult */
 
 /** @param {any} value */
 function subscribeResult(value) {
@@ -669,7 +661,7 @@ const gapReason = (reason, other) =>
 
 /**
  * A message as the application gets it.
- * @param {Publication} from
+ * @param {ReturnType<typeof publication>} from
  * @param {Position | null} position
  * @param {boolean} raw
  */
@@ -689,11 +681,9 @@ function splitEvent(data) {
 // -- one room: where it stands, what is queued, and when it must say gap. Plain; see the theory --------------------
 
 /**
- * What the engine has to do now: join (again); leave and join, because a hole was seen; or nothing.
- * @typedef {"join" | "rejoin" | undefined} Do
+ * One room, for as long as this client wants to be in it. Several methods answer what the engine has to do now:
+ * join (again); leave and join, because a hole was seen; or nothing.
  */
-
-/** One room, for as long as this client wants to be in it. */
 class Membership {
   events = new Emitter();
   /** The application holds it; else the server put us in, and it gathers until somebody comes. */
@@ -737,7 +727,7 @@ class Membership {
   #entered = null;
   #delivering = false;
 
-  /** @param {Engine} engine @param {string} channel @param {Backoff} backoff */
+  /** @param {Engine} engine @param {string} channel @param {ReturnType<typeof makeBackoff>} backoff */
   constructor(engine, channel, backoff) {
     this.engine = engine;
     this.channel = channel;
@@ -764,7 +754,11 @@ class Membership {
     return this.forgotten ? { channel, data } : { channel, data, ...standing(at) };
   }
 
-  /** The reply to the join that was asked for. @param {SubscribeResult} result @returns {Do} */
+  /**
+   * The reply to the join that was asked for.
+   * @param {ReturnType<typeof subscribeResult>} result
+   * @returns {"join" | "rejoin" | undefined}
+   */
   accept(result) {
     if (this.phase !== "asked") return undefined;
     // Moved meanwhile: the answer is to another question.
@@ -773,9 +767,9 @@ class Membership {
 
   /**
    * The server put us into the room by itself.
-   * @param {SubscribeResult} result
+   * @param {ReturnType<typeof subscribeResult>} result
    * @param {Position | null} [asked] Where the connect command had said that we stand.
-   * @returns {Do}
+   * @returns {"join" | "rejoin" | undefined}
    */
   adopt(result, asked) {
     if (this.phase !== "out") return undefined;
@@ -784,7 +778,11 @@ class Membership {
     return this.#enter(result, this.at !== null && this.at === asked);
   }
 
-  /** @param {SubscribeResult} result @param {boolean} asked @returns {Do} */
+  /**
+   * @param {ReturnType<typeof subscribeResult>} result
+   * @param {boolean} asked It answers where we stand.
+   * @returns {"join" | "rejoin" | undefined}
+   */
   #enter(result, asked) {
     const before = this.at;
     const top = { epoch: result.epoch, offset: result.offset };
@@ -822,12 +820,12 @@ class Membership {
 
   // What is pushed.
 
-  /** @param {Publication} from @returns {Do} */
+  /** @param {ReturnType<typeof publication>} from @returns {"join" | "rejoin" | undefined} */
   published(from) {
     return this.#listens ? this.#take(from) : undefined;
   }
 
-  /** @param {Publication} from @returns {Do} */
+  /** @param {ReturnType<typeof publication>} from @returns {"join" | "rejoin" | undefined} */
   #take(from) {
     const { at } = this;
     const position = at && from.offset ? { epoch: at.epoch, offset: from.offset } : null;
@@ -844,7 +842,7 @@ class Membership {
     return undefined;
   }
 
-  /** @param {NonNullable<ReturnType<typeof gapBody>>} body @returns {Do} */
+  /** @param {NonNullable<ReturnType<typeof gapBody>>} body @returns {"join" | "rejoin" | undefined} */
   toldGap(body) {
     if (!this.#listens) return undefined;
     const { at } = this;
@@ -855,25 +853,35 @@ class Membership {
       return undefined;
     }
     const epoch = body.epoch || at.epoch;
+    // Up to there the new epoch is the old one, and we do not have all of it.
+    if (epoch !== at.epoch && reason !== "epoch" && from > at.offset) return "rejoin";
     if (epoch === at.epoch && reason !== "rollback") {
       if (body.to <= at.offset) return undefined; // we have all of it
       if (from > at.offset) return "rejoin"; // and what is between?
       from = at.offset;
     }
-    if (this.#full) this.#deaf = true; // it will be told again
+    if (this.#full)
+      this.#deaf = true; // it will be told again
     else this.#move(new Gap(from, body.to, epoch, reason));
     return undefined;
   }
 
-  /** The stream stands here now (H10). @param {string} epoch @param {number} offset @returns {Do} */
+  /**
+   * The stream goes on behind this place, and nothing was lost (H10): for who stands right there.
+   * @param {string} epoch
+   * @param {number} offset
+   * @returns {"join" | "rejoin" | undefined}
+   */
   toldPosition(epoch, offset) {
     const { at } = this;
     if (!this.#listens || !at) return undefined;
-    if (!epoch || epoch === at.epoch) return offset > at.offset ? "rejoin" : undefined;
-    return this.toldGap({ from: 0, to: offset, epoch, reason: "epoch" });
+    // Ahead: we miss something. Behind: what comes next would pass for what we have.
+    if (offset !== at.offset) return "rejoin";
+    this.at = { epoch: epoch || at.epoch, offset };
+    return undefined;
   }
 
-  /** The server took us out. @param {number} code @param {string} reason @returns {Do} */
+  /** The server took us out. @param {number} code @param {string} reason @returns {"join" | "rejoin" | undefined} */
   unsubscribed(code, reason) {
     if (this.phase !== "in") return undefined;
     if (mayResubscribe(code)) {
@@ -985,7 +993,7 @@ class Membership {
       if (item.event && !ROOM_EVENTS.has(item.event)) this.events.emit(item.event, item.data, item);
       this.events.emit("message", item);
     } else if (!this.events.emit("gap", item)) {
-      const error = new RtkitError(`room ${quoted(this.channel)}: nobody listens for "gap", and here is a ${item}`);
+      const error = new RtkitError(`room ${quoted(this.channel)}: a ${item}, and nobody listens for "gap"`);
       console.error(error);
       this.engine.events.emit("error", error);
     }
@@ -1015,7 +1023,7 @@ const same = (a, b) => a.epoch === b.epoch && a.offset === b.offset;
 
 /**
  * The gap of a join that could not recover.
- * @param {SubscribeResult} result
+ * @param {ReturnType<typeof subscribeResult>} result
  * @param {Position} before
  * @param {number} end Where delivery goes on.
  */
@@ -1030,8 +1038,7 @@ function gapOfJoin({ gap, epoch }, before, end) {
 // -- the engine: connects, stays connected, comes back; and everything that happens on the way -----------------------
 
 /**
- * A command that somebody waits for.
- * @internal
+ * A command that somebody waits for. Nothing for applications.
  * @typedef {object} Sending
  * @property {string} method
  * @property {string} json Its body, encoded when it was made.
@@ -1051,17 +1058,10 @@ const mayBeTaken = (sending) => sending.firstWritten !== null && sending.keyed;
 const unknown = (cause) => new PublishUnknown("sent, but not answered: it may have been done", { cause });
 
 /** It is over: with this error only if it certainly was not done. @param {Sending} sending @param {Error} error */
-const giveUp = (sending, error) =>
-  sending.settle(mayBeTaken(sending) ? unknown(error) : error);
+const giveUp = (sending, error) => sending.settle(mayBeTaken(sending) ? unknown(error) : error);
 
 /** @param {string} channel */
 const leftError = (channel) => new NotRunning(`room ${quoted(channel)} was left`);
-
-/**
- * Called with the reply and the error in it; without any when the connection is lost before.
- * @internal
- * @typedef {(reply: any, error: CallError | null) => void} Answered
- */
 
 /** One WebSocket, and what is true as long as it lives. */
 class Link {
@@ -1069,9 +1069,15 @@ class Link {
   online = false;
   began = Infinity;
   nextId = 1;
-  /** @type {Map<number, Answered>} */
+  /**
+   * Called with the reply and the error in it; with null when the connection is lost before.
+   * @type {Map<number, (reply: any, error: CallError | null) => void>}
+   */
   answers = new Map();
-  /** Joins and leaves to be written. @type {{ method: string, body: any, answered: Answered }[]} */
+  /**
+   * Joins and leaves to be written.
+   * @type {{ method: string, body: any, answered: (reply: any, error: CallError | null) => void }[]}
+   */
   asks = [];
   /** @type {Map<string, string>} */
   signals = new Map();
@@ -1100,8 +1106,7 @@ class Link {
 }
 
 /**
- * How a connection, or the attempt at one, ended.
- * @internal
+ * How a connection, or the attempt at one, ended. Nothing for applications.
  * @typedef {object} Ending
  * @property {number} code
  * @property {string} reason
@@ -1181,10 +1186,9 @@ class Engine {
     for (const [name, value] of Object.entries(this.#limits)) {
       check(value > 0 && value < Infinity, `${name} is positive and finite`, value);
     }
-    check(minDelay <= maxDelay, "minDelay exceeds maxDelay");
     const known = token === null || isText(token) || typeof token === "function";
     check(known, "token is a string, a function or null", typeof token);
-    check(WebSocket, "no WebSocket here: pass one as an option");
+    check(WebSocket, "no WebSocket: pass one");
 
     this.#url = endpoint(url);
     this.#token = token;
@@ -1311,7 +1315,7 @@ class Engine {
     const body = {
       token: token || undefined,
       data: this.#data,
-      name: "rtkit-browser",
+      name: "rtkit-js",
       subs: Object.fromEntries(subs),
       rt: { v: 1 },
     };
@@ -1469,7 +1473,7 @@ class Engine {
   #pushedToRoom(push) {
     const { pub, subscribe: put } = push;
     const [gap, position, signal, out] = [push.gap, push.position, push.signal, push.unsubscribe].map(object);
-    const channel = text(push.channel ?? (gap ?? position ?? signal)?.channel);
+    const channel = text(push.channel);
     const room = put ? this.#putIn(channel, subscribeResult(put)) : this.#rooms.get(channel);
     if (!room) return; // just left
     if (pub) this.#act(room, room.published(publication(pub)));
@@ -1490,12 +1494,12 @@ class Engine {
     const { since = null, rewind = 0, data, echo = true, raw = false, maxQueue = 1024 } = options;
     this.refuse();
     const fits = isName(channel) && !/[\u0000-\u001f\u007f]/.test(channel);
-    check(fits, "a room's name has 1 to 255 bytes without control characters", channel);
+    check(fits, "a name has 1 to 255 bytes without control characters", channel);
     const at = checkedPosition(since);
     check(isCount(rewind) && !(at && rewind), "rewind is a count; pass it or since");
     check(maxQueue >= 1, "maxQueue is at least 1", maxQueue);
     const found = this.#rooms.get(channel);
-    check(!found?.bound, `room ${quoted(channel)} is joined already: share the object, or leave it first`);
+    check(!found?.bound, `room ${quoted(channel)} is joined already: share it, or leave it`);
     const room = found ?? new Membership(this, channel, this.#newBackoff());
     Object.assign(room, { bound: true, data: copied(data), echo, raw, limit: maxQueue });
     if (!found) {
@@ -1546,7 +1550,7 @@ class Engine {
     if (!room.events.emit("left", error) && error && !awaited && !this.closed) this.tell(error);
   }
 
-  /** The server put us in. @param {string} channel @param {SubscribeResult} result */
+  /** The server put us in. @param {string} channel @param {ReturnType<typeof subscribeResult>} result */
   #putIn(channel, result) {
     const room = this.#rooms.get(channel) ?? new Membership(this, channel, this.#newBackoff());
     this.#rooms.set(channel, room);
@@ -1555,7 +1559,7 @@ class Engine {
     return room;
   }
 
-  /** @param {Membership} room @param {Do} todo */
+  /** @param {Membership} room @param {"join" | "rejoin" | undefined} todo */
   #act(room, todo) {
     if (todo) {
       const now = this.#now();
@@ -1685,7 +1689,7 @@ class Engine {
    * A command of the client's own. Joins and leaves are written in their turn, all others at once.
    * @param {string} method
    * @param {any} body
-   * @param {Answered} [answered]
+   * @param {(reply: any, error: CallError | null) => void} [answered]
    */
   #ask(method, body, answered = () => {}) {
     const link = this.#link;
@@ -1699,7 +1703,12 @@ class Engine {
     }
   }
 
-  /** @param {Link} link @param {string} method @param {string} json @param {Answered} answered */
+  /**
+   * @param {Link} link
+   * @param {string} method
+   * @param {string} json
+   * @param {(reply: any, error: CallError | null) => void} answered
+   */
   #written(link, method, json, answered) {
     const id = link.nextId++;
     link.answers.set(id, answered);
@@ -1722,7 +1731,7 @@ class Engine {
     this.#expire();
     let frame = "";
     let size = 0;
-    for (let unit; (unit = this.#nextUnit(link)); ) {
+    for (let unit; (unit = this.#nextUnit(link));) {
       const more = byteLength(unit) + 1;
       if (frame && size + more > Math.min(FRAME, link.maxUnit)) {
         link.socket.send(frame);
@@ -1790,7 +1799,11 @@ class Engine {
 
   // Renewing the identity (A3).
 
-  /** It holds so long: renew it a fifth of that, but at most 10 s, before its end. @param {Link} link @param {number} ttl */
+  /**
+   * It holds so long: renew it a fifth of that, but at most 10 s, before its end.
+   * @param {Link} link
+   * @param {number} ttl
+   */
   #scheduleRefresh(link, ttl) {
     if (typeof this.#token !== "function") return;
     this.#refreshBackoff.reset();
@@ -2005,7 +2018,10 @@ export class Client {
     return this.#engine.clientId || null;
   }
 
-  /** Why the latest connection ended or attempt failed, in plain words; empty before the first failure. @returns {string} */
+  /**
+   * Why the latest connection ended or attempt failed, in plain words; empty before the first failure.
+   * @returns {string}
+   */
   get lastFailure() {
     return this.#engine.lastFailure;
   }
@@ -2237,7 +2253,7 @@ export class Room {
    * @returns {Promise<any>} Its position; null in a room without history.
    */
   async publish(data, options = {}) {
-    if (data === undefined) throw new InvalidMessage("undefined cannot be sent");
+    if (data === undefined) throw new InvalidMessage("no JSON: undefined");
     return this.#publish(data, options);
   }
 

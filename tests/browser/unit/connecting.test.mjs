@@ -50,7 +50,6 @@ test("refuses what cannot be right at once", () => {
     ["http://example.org", { token: 5 }],
     ["http://example.org", { minDelay: 0 }],
     ["http://example.org", { maxDelay: Infinity }],
-    ["http://example.org", { minDelay: 5, maxDelay: 4 }],
     ["http://example.org", { maxOffline: NaN }],
     ["http://example.org", { data: () => {} }],
     ["http://example.org", { data: { half: "\ud800" } }],
@@ -383,6 +382,22 @@ test("a refresh that fails for now is tried again; one that is refused is told",
   assert.match(errors[3].message, /another user/);
 });
 
+test("one refresh at a time", async (t) => {
+  let calls = 0;
+  let give;
+  const { server, clock } = await client(t, {
+    token: () => (++calls === 1 ? "t1" : new Promise((resolve) => (give = resolve))),
+  });
+  for (let n = 0; n < 3; n++) {
+    server.socket.push({ refresh: { expires: true, ttl: 0 } });
+    await clock.advance(1);
+  }
+  give("t2");
+  await settle();
+  assert.equal(calls, 2);
+  assert.equal(server.socket.got("refresh").length, 1);
+});
+
 test("a refresh of a connection that is gone is forgotten", async (t) => {
   let give;
   let calls = 0;
@@ -495,6 +510,17 @@ test("closed for good by the server, nobody listening: the console tells", async
   await settle();
   await server.socket.drop(3503, "enough");
   assert.match(String(console_.mock.calls[0].arguments[0]), /3503: enough/);
+});
+
+test("closed by a listener in the middle of a frame, the rest of it is not told", async (t) => {
+  const { rt, server } = await client(t);
+  const messages = [];
+  rt.on("message", ({ data }) => {
+    messages.push(data);
+    rt.close();
+  });
+  server.socket.say({ push: { message: { data: 1 } } }, { push: { message: { data: 2 } } });
+  assert.deepEqual(messages, [1]);
 });
 
 test("messages to this session", async (t) => {

@@ -32,7 +32,7 @@ export class ManualClock {
   async advance(seconds) {
     const end = this.#monotonic + seconds;
     await settle();
-    for (let next; (next = this.#next()) && next.due <= end; ) {
+    for (let next; (next = this.#next()) && next.due <= end;) {
       this.#pass(Math.max(0, next.due - this.#monotonic));
       this.#run(next);
       await settle();
@@ -276,7 +276,12 @@ export function client(t, { connected = true, url = "http://example.org/rt", ...
     assert.ok(clock.timers <= 0 || options.timersLeft, `${clock.timers} timers are left`);
   });
   const it = { rt, server, clock, page, chance, states, errors };
-  return connected ? rt.connected().then(() => settle()).then(() => it) : it;
+  return connected
+    ? rt
+        .connected()
+        .then(() => settle())
+        .then(() => it)
+    : it;
 }
 
 /** What a room hands out, as a list of words: "1" for a message with the data 1, "gap 3-5 trimmed e". */

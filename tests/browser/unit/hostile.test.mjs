@@ -70,7 +70,9 @@ for (const frame of [
 
 test("what came before a bad unit counts, what comes behind it does not", async (t) => {
   const { server, items, room } = await inRoom(t);
-  server.socket.raw([push({ pub: { data: 2, offset: 2 } }), "garbage", push({ pub: { data: 3, offset: 3 } })].join("\n"));
+  server.socket.raw(
+    [push({ pub: { data: 2, offset: 2 } }), "garbage", push({ pub: { data: 3, offset: 3 } })].join("\n"),
+  );
   assert.deepEqual(items, ["2"]);
   assert.deepEqual(room.position, { epoch: "e", offset: 2 });
 });
@@ -113,7 +115,10 @@ test("names that objects have by themselves pollute nothing", async (t) => {
     return seen;
   });
   await rt.connected();
-  for (const name of names) server.socket.raw(`{"push":{"channel":"${name}","pub":{"data":{"event":"${name}","data":{"__proto__":{"polluted":1}}},"offset":2}}}`);
+  for (const name of names)
+    server.socket.raw(
+      `{"push":{"channel":"${name}","pub":{"data":{"event":"${name}","data":{"__proto__":{"polluted":1}}},"offset":2}}}`,
+    );
   server.socket.raw('{"__proto__":{"push":{"channel":"__proto__"}},"constructor":5}');
   server.socket.raw('{"push":{"__proto__":{"pub":{"data":1}},"channel":"__proto__"}}');
   for (const seen of items) assert.equal(seen.length, 1);

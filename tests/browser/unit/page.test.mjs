@@ -17,8 +17,11 @@ test("online: connects at once, and delays begin anew", async (t) => {
     if (rt.state === "connecting") await server.socket.drop();
   }
   assert.equal(rt.state, "waiting");
-  server.opens = true;
   await page.goOnline();
+  assert.equal(rt.state, "connecting");
+  server.opens = true;
+  await server.socket.drop();
+  await clock.advance(1.01);
   assert.equal(rt.state, "connected");
 });
 
@@ -129,6 +132,15 @@ test("a short sleep, or a loop that was blocked, is not mistaken for silence", a
   assert.equal(rt.state, "connected");
 });
 
+test("a sleep between the server's pings is noticed as well", async (t) => {
+  const { server, clock } = await client(t);
+  await clock.stall(20);
+  assert.deepEqual(server.socket.got("ping"), []); // none was due yet
+  server.socket.say({});
+  await clock.stall(30);
+  assert.equal(server.socket.got("ping").length, 1);
+});
+
 test("asleep again while it asked: it asks again", async (t) => {
   const { rt, server, clock } = await client(t);
   server.on("ping", MUTE);
@@ -236,16 +248,50 @@ for (const [gone, back, where] of [
     assert.equal(connecting.rt.state, "connected");
 
     let give;
-    const tokens = client(t, { connected: false, token: () => new Promise((resolve) => (give = resolve)) });
+    let fail;
+    const token = () => new Promise((...both) => ([give, fail] = both));
+    for (const late of [() => give("late"), () => fail(new Error("late"))]) {
+      const { rt, page, server, errors } = client(t, { connected: false, token });
+      await settle();
+      await say(page, gone);
+      late();
+      await settle();
+      assert.equal(server.sockets.length, 0);
+      await say(page, back);
+      give("t");
+      await settle();
+      assert.equal(rt.state, "connected");
+      assert.deepEqual(errors, []);
+    }
+  });
+
+  test(`${gone}: nothing but ${back} brings it back`, async (t) => {
+    const { server, page, clock } = await client(t);
+    await say(page, gone);
+    await clock.sleep(60);
+    await page.hide();
+    await page.show();
+    await page.goOffline();
+    await page.goOnline();
+    assert.equal(server.sockets.length, 1);
+    assert.equal(clock.timers, 0);
+  });
+
+  test(`${gone} for longer than half of the server's window: what may have been taken is not sent again`, async (t) => {
+    const { rt, server, page, clock } = await client(t);
+    server.on("rpc", MUTE, { data: "done" });
+    const taken = watch(rt.call("Pay", 1));
     await settle();
-    await say(tokens.page, gone);
-    give("late");
-    await settle();
-    assert.equal(tokens.server.sockets.length, 0);
-    await say(tokens.page, back);
-    give("t");
-    await settle();
-    assert.equal(tokens.rt.state, "connected");
+    await say(page, gone);
+    const queued = rt.call("Pay", 2);
+    await clock.sleep(200);
+    await say(page, back);
+    assert.equal(await queued, "done");
+    assert.ok(taken.error instanceof PublishUnknown);
+    assert.deepEqual(
+      server.sockets.flatMap((socket) => socket.got("rpc")).map(({ data }) => data),
+      [1, 2],
+    );
   });
 }
 

@@ -83,7 +83,10 @@ test("all listeners put on in one task get what waited", async (t) => {
   publish(2);
   const both = [recorded(room), recorded(room)];
   await settle();
-  assert.deepEqual(both, [["1", "2"], ["1", "2"]]);
+  assert.deepEqual(both, [
+    ["1", "2"],
+    ["1", "2"],
+  ]);
 });
 
 test("listeners for other things do not take messages", async (t) => {
@@ -201,4 +204,42 @@ test("full, a room without history drops the oldest, and one gap says so in thei
   const items = recorded(room);
   await settle();
   assert.deepEqual(items, ["gap 0-0 dropped ", "4", "5"]);
+});
+
+test("the position is behind what was taken, be it a message or a gap", async (t) => {
+  const { room, publish, server } = await withHistory(t);
+  publish(2);
+  server.socket.push({ channel: CHANNEL, gap: { from: 2, to: 7, epoch: "e", reason: "trimmed" } });
+  server.socket.pub(CHANNEL, 8);
+  server.socket.pub(CHANNEL, 9);
+  const places = [];
+  for await (const item of room) {
+    places.push([word(item), room.position.offset]);
+    if (places.length === 5) break;
+  }
+  assert.deepEqual(places, [
+    ["1", 1],
+    ["2", 2],
+    ["gap 2-7 trimmed e", 7],
+    ["8", 8],
+    ["9", 9],
+  ]);
+});
+
+test("drained while the connection is being made anew: it simply joins with it", async (t) => {
+  const { room, publish, server, clock } = await withHistory(t, { maxQueue: 2 });
+  publish(5);
+  await server.socket.drop();
+  server.on("connect", () => undefined);
+  server.opens = false;
+  await clock.advance(1);
+  const items = recorded(room);
+  await settle();
+  server.socket.open();
+  await settle();
+  assert.deepEqual(items, ["1", "2", "3", "4", "5"]);
+  assert.deepEqual(
+    server.socket.commands.map((command) => Object.keys(command)[1]),
+    ["connect", "subscribe"],
+  );
 });

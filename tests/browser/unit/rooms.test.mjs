@@ -1,6 +1,13 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { CallError, ConnectionClosed, Gap, NotRunning, Unsubscribed, UsageError } from "../../../src/rtkit/browser/client.js";
+import {
+  CallError,
+  ConnectionClosed,
+  Gap,
+  NotRunning,
+  Unsubscribed,
+  UsageError,
+} from "../../../src/rtkit/browser/client.js";
 import { MUTE, Refuse, client, fate, joined, pub, recorded, settle, watch } from "./harness.mjs";
 
 /** A room with history, joined at `offset` of epoch "e". */
@@ -44,19 +51,30 @@ test("typed messages come by event, and all of them as message", async (t) => {
   const all = [];
   room.on("Said", (data, message) => said.push([data, message.position.offset]));
   room.on("message", (message) => all.push(message));
-  server.socket.pub(CHANNEL, 1, { event: "Said", data: { text: "hi" } }, { info: { user: "ann", client: "z" }, time: 5.5 });
+  server.socket.pub(
+    CHANNEL,
+    1,
+    { event: "Said", data: { text: "hi" } },
+    { info: { user: "ann", client: "z" }, time: 5.5 },
+  );
   server.socket.pub(CHANNEL, 2, { event: "Left" });
   server.socket.pub(CHANNEL, 3, { event: "Said", data: 1, more: 2 });
   assert.deepEqual(said, [[{ text: "hi" }, 1]]);
-  assert.deepEqual({ ...all[0] }, {
-    data: { text: "hi" },
-    event: "Said",
-    position: { epoch: "e", offset: 1 },
-    sender: "ann",
-    client: "z",
-    time: new Date(5500),
-  });
-  assert.deepEqual([all[1].event, all[1].data, all[1].sender, all[1].client, all[1].time], ["Left", null, null, null, null]);
+  assert.deepEqual(
+    { ...all[0] },
+    {
+      data: { text: "hi" },
+      event: "Said",
+      position: { epoch: "e", offset: 1 },
+      sender: "ann",
+      client: "z",
+      time: new Date(5500),
+    },
+  );
+  assert.deepEqual(
+    [all[1].event, all[1].data, all[1].sender, all[1].client, all[1].time],
+    ["Left", null, null, null, null],
+  );
   assert.deepEqual([all[2].event, all[2].data], ["", { event: "Said", data: 1, more: 2 }]);
 });
 
@@ -133,11 +151,21 @@ test("rewind begins some messages back, the first time", async (t) => {
 });
 
 for (const [name, reply, gap, at] of [
-  ["trimmed, as the server says", { gap: { from: 3, to: 9, epoch: "e", reason: "trimmed" } }, "gap 3-9 trimmed e", ["e", 9]],
+  [
+    "trimmed, as the server says",
+    { gap: { from: 3, to: 9, epoch: "e", reason: "trimmed" } },
+    "gap 3-9 trimmed e",
+    ["e", 9],
+  ],
   ["trimmed, of a server that does not say so", {}, "gap 3-9 trimmed e", ["e", 9]],
   ["another epoch", { epoch: "f", gap: { to: 9, epoch: "f", reason: "epoch" } }, "gap 0-9 epoch f", ["f", 9]],
   ["another epoch, not said", { epoch: "f" }, "gap 0-9 epoch f", ["f", 9]],
-  ["a rollback", { offset: 1, gap: { from: 1, to: 1, epoch: "e", reason: "rollback" } }, "gap 1-1 rollback e", ["e", 1]],
+  [
+    "a rollback",
+    { offset: 1, gap: { from: 1, to: 1, epoch: "e", reason: "rollback" } },
+    "gap 1-1 rollback e",
+    ["e", 1],
+  ],
   ["a rollback, not said", { offset: 1 }, "gap 1-1 rollback e", ["e", 1]],
   ["a reason from the future", { gap: { from: 3, to: 9, epoch: "e", reason: "magic" } }, "gap 3-9 trimmed e", ["e", 9]],
   ["history is gone", { recoverable: false, epoch: undefined, offset: undefined }, "gap 0-0 epoch ", null],
@@ -180,6 +208,14 @@ test("recovered, and yet behind: a rollback", async (t) => {
   assert.deepEqual(it.items, ["gap 2-2 rollback e"]);
 });
 
+test("a gap that ends before where the stream stands: what lies between is asked for", async (t) => {
+  const it = await inRoom(t, { offset: 3 });
+  const rest = joined("e", 9, { recovered: true, publications: [6, 7, 8, 9].map((n) => pub(n)) });
+  it.server.on("subscribe", joined("e", 9, { gap: { from: 3, to: 5, epoch: "e", reason: "trimmed" } }), rest);
+  await comeBack(it);
+  assert.deepEqual(it.items, ["gap 3-5 trimmed e", "6", "7", "8", "9"]);
+});
+
 test("112: it joins without its position, and tells a gap all the same", async (t) => {
   const it = await inRoom(t, { offset: 3 });
   it.server.on("subscribe", new Refuse(112, "cannot be recovered"), joined("e", 9));
@@ -201,7 +237,9 @@ test("a hole is not delivered across: the room is joined anew from where it stan
   server.socket.pub(CHANNEL, 7); // belongs to the old membership: it comes again
   await settle();
   assert.deepEqual(server.socket.got("unsubscribe"), [{ channel: CHANNEL }]);
-  assert.deepEqual(server.socket.got("subscribe").slice(1), [{ channel: CHANNEL, recover: true, epoch: "e", offset: 3 }]);
+  assert.deepEqual(server.socket.got("subscribe").slice(1), [
+    { channel: CHANNEL, recover: true, epoch: "e", offset: 3 },
+  ]);
   assert.deepEqual(items, ["4", "5", "6", "7"]);
 });
 
@@ -247,31 +285,74 @@ test("a gap that begins beyond where it stands is a hole as well", async (t) => 
   assert.deepEqual(items, ["gap 4-20 trimmed e"]);
 });
 
-test("a new epoch, told as a gap or as a position, counts even when it is empty", async (t) => {
+test("a new epoch that is told as a gap counts even when it is empty", async (t) => {
   const { server, items, room } = await inRoom(t, { offset: 4 });
   server.socket.push({ channel: CHANNEL, gap: { epoch: "f", reason: "epoch" } });
-  server.socket.push({ channel: CHANNEL, position: { epoch: "g", offset: 12 } });
+  server.socket.push({ channel: CHANNEL, gap: { to: 12, epoch: "g", reason: "epoch" } });
   server.socket.pub(CHANNEL, 13);
   assert.deepEqual(items, ["gap 0-0 epoch f", "gap 0-12 epoch g", "13"]);
   assert.deepEqual(room.position, { epoch: "g", offset: 13 });
 });
 
-test("the position of the same epoch is a hole when it lies ahead, and nothing otherwise", async (t) => {
-  const { server, items } = await inRoom(t, { offset: 4 });
-  server.socket.push({ channel: CHANNEL, position: { epoch: "e", offset: 4 } });
-  server.socket.push({ channel: CHANNEL, position: { offset: 3 } });
-  await settle();
+for (const reason of ["rollback", "trimmed", "whatever"]) {
+  test(`a gap in a new epoch that begins beyond where it stands is a hole: ${reason}`, async (t) => {
+    const { server, items } = await inRoom(t, { offset: 3 });
+    server.on("subscribe", joined("f", 5, { recovered: true, publications: [pub(4), pub(5)] }));
+    server.socket.push({ channel: CHANNEL, gap: { from: 4, to: 5, epoch: "f", reason } });
+    await settle();
+    assert.deepEqual(items, ["4", "5"]);
+    server.socket.push({ channel: CHANNEL, gap: { from: 5, to: 6, epoch: "g", reason } });
+    assert.match(items[2], /^gap 5-6 \w+ g$/);
+  });
+}
+
+test("a new epoch that is told as a position is no loss to who stands there (H10)", async (t) => {
+  const { server, items, room } = await inRoom(t, { offset: 4 });
+  const position = { epoch: "f", offset: 5 };
+  server.socket.pub(CHANNEL, 5);
+  server.socket.push({ channel: CHANNEL, position });
+  server.socket.push({ channel: CHANNEL, position });
+  assert.deepEqual(room.position, position);
+  server.socket.pub(CHANNEL, 6);
+  assert.deepEqual(items, ["5", "6"]);
+  assert.deepEqual(room.position, { epoch: "f", offset: 6 });
   assert.equal(server.socket.got("subscribe").length, 1);
-  server.on("subscribe", joined("e", 5, { recovered: true, publications: [pub(5)] }));
-  server.socket.push({ channel: CHANNEL, position: { epoch: "e", offset: 5 } });
-  await settle();
-  assert.deepEqual(items, ["5"]);
 });
 
-test("the base's place of the channel, inside, is understood too", async (t) => {
-  const { server, items } = await inRoom(t);
-  server.socket.push({ gap: { channel: CHANNEL, epoch: "f", reason: "epoch" } });
-  assert.deepEqual(items, ["gap 0-0 epoch f"]);
+for (const position of [
+  { epoch: "f", offset: 5 },
+  { epoch: "f", offset: 3 },
+  { epoch: "e", offset: 3 },
+  { offset: 5 },
+  { epoch: "f" },
+]) {
+  test(`told another position than where it stands, it asks: ${JSON.stringify(position)}`, async (t) => {
+    const { server, items } = await inRoom(t, { offset: 4 });
+    server.on("subscribe", joined("f", 5, { recovered: true, publications: [pub(5)] }));
+    server.socket.push({ channel: CHANNEL, position });
+    await settle();
+    assert.deepEqual(server.socket.got("subscribe").at(-1), {
+      channel: CHANNEL,
+      recover: true,
+      epoch: "e",
+      offset: 4,
+    });
+    assert.deepEqual(items, ["5"]);
+  });
+}
+
+test("positions mean nothing to a room without history, nor to one that is not joined", async (t) => {
+  const { rt, server } = await client(t);
+  const room = rt.join("ticks");
+  await room.joined();
+  server.socket.push({ channel: "ticks", position: { epoch: "f", offset: 5 } });
+  server.on("subscribe", MUTE);
+  rt.join("asked");
+  await settle();
+  server.socket.push({ channel: "asked", position: { epoch: "f", offset: 5 } });
+  await settle();
+  assert.equal(room.position, null);
+  assert.equal(server.socket.got("subscribe").length, 2);
 });
 
 test("a gap that nobody listens for is loud", async (t) => {
@@ -283,7 +364,7 @@ test("a gap that nobody listens for is loud", async (t) => {
   await settle();
   server.socket.push({ channel: CHANNEL, gap: { epoch: "f", reason: "epoch" } });
   assert.equal(shouted.mock.callCount(), 1);
-  assert.match(errors[0].message, /"chat:lobby": nobody listens for "gap".*gap \(epoch\)/);
+  assert.match(errors[0].message, /"chat:lobby": a gap \(epoch\).*nobody listens for "gap"/);
 });
 
 test("pushes between asking and the reply belong to an older membership", async (t) => {
@@ -324,7 +405,10 @@ test("what this client itself has sent can be left out, also what it sent under 
   server.socket.pub(CHANNEL, 1, "mine", from("c1"));
   assert.deepEqual(room.position, { epoch: "e", offset: 1 });
   server.welcome.client = "c2";
-  server.on("subscribe", joined("e", 3, { recovered: true, publications: [pub(2, "mine", from("c1")), pub(3, "hers", from("x"))] }));
+  server.on(
+    "subscribe",
+    joined("e", 3, { recovered: true, publications: [pub(2, "mine", from("c1")), pub(3, "hers", from("x"))] }),
+  );
   await comeBack(it);
   server.socket.pub(CHANNEL, 4, "mine", from("c2"));
   server.socket.pub(CHANNEL, 5, "anybody's");
@@ -389,7 +473,11 @@ test("the position that a listener sees is behind the message it is given", asyn
   const seen = [];
   room.on("message", ({ position }) => seen.push([position.offset, room.position.offset]));
   await settle();
-  assert.deepEqual(seen, [[1, 1], [2, 2], [3, 3]]);
+  assert.deepEqual(seen, [
+    [1, 1],
+    [2, 2],
+    [3, 3],
+  ]);
 });
 
 // Leaving.
@@ -474,7 +562,11 @@ test("the same room cannot be joined twice at once, and other mistakes", async (
     ["a", { maxQueue: 0 }],
     ["a", { data: 1n }],
   ]) {
-    assert.throws(() => rt.join(name, options), UsageError, JSON.stringify([name, String(options.data ?? options.since)]));
+    assert.throws(
+      () => rt.join(name, options),
+      UsageError,
+      JSON.stringify([name, String(options.data ?? options.since)]),
+    );
   }
   rt.join("é".repeat(127));
   rt.join("__proto__", { since: null });
@@ -508,7 +600,7 @@ test("a refused join that nobody waits for is told to the client", async (t) => 
 
 test("a join refused for now is tried again, not before the server said", async (t) => {
   const { rt, server, clock } = await client(t);
-  server.on("subscribe", new Refuse(111, "later", { temporary: true, retry_after: 4 }), joined("e", 1));
+  server.on("subscribe", new Refuse(100, "broker away", { retry_after: 4 }), joined("e", 1));
   const room = rt.join(CHANNEL);
   await clock.advance(3.9);
   assert.equal(server.socket.got("subscribe").length, 1);
@@ -551,12 +643,15 @@ test("taken out from 2500 on: it joins again and recovers", async (t) => {
 });
 
 test("the client is closed for good: every room is told why", async (t) => {
-  const { server, room } = await inRoom(t);
+  const { server, room, rt, errors } = await inRoom(t);
+  rt.join("another");
+  rt.on("closed", () => {});
   const ends = [];
   room.on("left", (error) => ends.push(error));
   await server.socket.drop(3503, "closed for good");
   assert.ok(ends[0] instanceof ConnectionClosed);
   assert.equal(ends[0].code, 3503);
+  assert.deepEqual(errors, []); // "closed" says it all
 });
 
 // Rooms that the server puts us into (auto_join).
@@ -598,7 +693,9 @@ test("a room of the server's that cannot be recovered tells a gap", async (t) =>
   server.welcome.subs = { [PERSONAL]: joined("p", 3) };
   const items = recorded(rt.join(PERSONAL));
   await rt.connected();
-  server.welcome.subs = { [PERSONAL]: joined("q", 1, { was_recovering: true, gap: { to: 1, epoch: "q", reason: "epoch" } }) };
+  server.welcome.subs = {
+    [PERSONAL]: joined("q", 1, { was_recovering: true, gap: { to: 1, epoch: "q", reason: "epoch" } }),
+  };
   await comeBack({ server, clock });
   assert.deepEqual(items, ["gap 0-1 epoch q"]);
 });
@@ -613,6 +710,56 @@ test("joined with a wish of its own, the server's membership is not enough", asy
   assert.deepEqual(server.socket.got("unsubscribe"), [{ channel: PERSONAL }]);
   assert.deepEqual(server.socket.got("subscribe"), [{ channel: PERSONAL, recover: true, epoch: "p", offset: 1 }]);
   assert.deepEqual(items, ["2", "3"]);
+});
+
+for (const since of [
+  { epoch: "o", offset: 9 },
+  { epoch: "p", offset: 9 },
+  { epoch: "o", offset: 3 },
+]) {
+  test(`joined with a position that the server's membership does not fit: ${JSON.stringify(since)}`, async (t) => {
+    const { rt, server } = client(t, { connected: false });
+    server.welcome.subs = { [PERSONAL]: joined("p", 3) };
+    server.on("subscribe", joined("p", 3, { gap: { to: 3, epoch: "p", reason: "epoch" } }));
+    const items = recorded(rt.join(PERSONAL, { since }));
+    await rt.connected();
+    await settle();
+    assert.deepEqual(server.socket.got("subscribe"), [{ channel: PERSONAL, recover: true, ...since }]);
+    assert.equal(items.length, 1);
+    assert.match(items[0], /^gap/);
+  });
+}
+
+for (const wish of [{ rewind: 2 }, { data: { as: "guest" } }]) {
+  test(`joined with ${Object.keys(wish)}, the server's membership is not enough either`, async (t) => {
+    const { rt, server } = client(t, { connected: false });
+    server.welcome.subs = { [PERSONAL]: joined("p", 3) };
+    server.on("subscribe", joined("p", 3));
+    rt.join(PERSONAL, wish);
+    await rt.connected();
+    await settle();
+    assert.deepEqual(server.socket.got("subscribe"), [{ channel: PERSONAL, ...wish }]);
+  });
+}
+
+test("moved to another position while a join is under way: its reply answers another question", async (t) => {
+  const { rt, server, clock } = client(t, { connected: false });
+  server.welcome.subs = { [PERSONAL]: joined("p", 3) };
+  server.on("subscribe", MUTE, joined("p", 5, { gap: { to: 5, epoch: "p", reason: "epoch" } }));
+  await rt.connected();
+  server.socket.pub(PERSONAL, 5); // a hole: joined anew
+  await settle();
+  const { id } = server.socket.commands.at(-1);
+  const items = recorded(rt.join(PERSONAL, { since: { epoch: "o", offset: 1 } }));
+  server.socket.say({ id, subscribe: joined("p", 5, { recovered: true, publications: [pub(4), pub(5)] }) });
+  await clock.advance(1);
+  assert.deepEqual(server.socket.got("subscribe").at(-1), {
+    channel: PERSONAL,
+    recover: true,
+    epoch: "o",
+    offset: 1,
+  });
+  assert.deepEqual(items, ["gap 0-5 epoch p"]);
 });
 
 test("taken over with a wish of its own while it is in: joined anew", async (t) => {
@@ -637,7 +784,10 @@ test("moved to another position while connecting: the recovery of the old one pr
   assert.deepEqual(server.socket.got("connect")[0].subs, { [PERSONAL]: { recover: true, epoch: "p", offset: 5 } });
   const items = recorded(rt.join(PERSONAL, { since: { epoch: "o", offset: 3 } }));
   server.on("subscribe", joined("p", 5, { was_recovering: true, gap: { to: 5, epoch: "p", reason: "epoch" } }));
-  server.socket.say({ id: 1, connect: { ...server.welcome, subs: { [PERSONAL]: joined("p", 5, { recovered: true }) } } });
+  server.socket.say({
+    id: 1,
+    connect: { ...server.welcome, subs: { [PERSONAL]: joined("p", 5, { recovered: true }) } },
+  });
   await settle();
   assert.deepEqual(items, ["gap 0-5 epoch p"]);
 });

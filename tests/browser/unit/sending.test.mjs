@@ -43,7 +43,10 @@ test("an error is a CallError, with all that the server said", async (t) => {
   server.on("publish", new Refuse(455, "sold out", { temporary: true, retry_after: 3 }));
   const { error } = await fate(room.send("Buy", {}));
   assert.ok(error instanceof CallError);
-  assert.deepEqual([error.name, error.code, error.text, error.temporary, error.retryAfter], ["CallError", 455, "sold out", true, 3]);
+  assert.deepEqual(
+    [error.name, error.code, error.text, error.temporary, error.retryAfter],
+    ["CallError", 455, "sold out", true, 3],
+  );
 });
 
 test("a call", async (t) => {
@@ -58,16 +61,42 @@ test("a call", async (t) => {
 
 test("history, both ways", async (t) => {
   const { server, room } = await inRoom(t);
-  const page = (offsets, top) => ({ publications: offsets.map((n) => ({ data: n, offset: n })), epoch: "e", offset: top });
-  server.on("history", page([3, 4], 9), page([2, 1], 9), page([5], 9), page([], 4), page([], 9), { epoch: "e" });
+  const page = (offsets, top) => ({
+    publications: offsets.map((n) => ({ data: n, offset: n })),
+    epoch: "e",
+    offset: top,
+  });
+  server.on(
+    "history",
+    page([3, 4], 9),
+    page([2, 1], 9),
+    page([5], 9),
+    page([], 4),
+    page([], 9),
+    page([4], 9),
+    page([], 9),
+    { epoch: "e" },
+  );
   const { messages, top, complete } = await room.history({ limit: 2, since: { epoch: "e", offset: 2 } });
-  assert.deepEqual(messages.map(({ data, position }) => [data, position.offset]), [[3, 3], [4, 4]]);
+  assert.deepEqual(
+    messages.map(({ data, position }) => [data, position.offset]),
+    [
+      [3, 3],
+      [4, 4],
+    ],
+  );
   assert.deepEqual([top, complete], [{ epoch: "e", offset: 9 }, true]);
   assert.equal((await room.history({ since: { epoch: "e", offset: 3 }, reverse: true })).complete, true);
   assert.equal((await room.history({ since: { epoch: "e", offset: 2 } })).complete, false);
   assert.equal((await room.history({ since: { epoch: "e", offset: 4 } })).complete, true);
   assert.equal((await room.history({ since: { epoch: "e", offset: 4 } })).complete, false);
-  assert.deepEqual(await room.history({ limit: 0 }), { messages: [], top: { epoch: "e", offset: 0 }, complete: true });
+  assert.equal((await room.history({ since: { epoch: "d", offset: 5 }, reverse: true })).complete, false);
+  assert.equal((await room.history({ since: { epoch: "e", offset: 1 }, reverse: true })).complete, true);
+  assert.deepEqual(await room.history({ limit: 0 }), {
+    messages: [],
+    top: { epoch: "e", offset: 0 },
+    complete: true,
+  });
   assert.deepEqual(server.socket.got("history").slice(0, 2), [
     { channel: CHANNEL, limit: 2, since: { epoch: "e", offset: 2 } },
     { channel: CHANNEL, limit: 100, since: { epoch: "e", offset: 3 }, reverse: true },
@@ -78,13 +107,27 @@ test("what JSON cannot hold, or the server would close for, never leaves", async
   const { rt, server, room } = await inRoom(t);
   const loop = {};
   loop.loop = loop;
-  for (const data of [loop, 1n, "\ud800", { "\udc00": 1 }, ["a\\\ud800"], { toJSON: () => { throw new Error("no"); } }]) {
+  for (const data of [
+    loop,
+    1n,
+    "\ud800",
+    { "\udc00": 1 },
+    ["a\\\ud800"],
+    {
+      toJSON: () => {
+        throw new Error("no");
+      },
+    },
+  ]) {
     await assert.rejects(room.send("Say", data), InvalidMessage);
     await assert.rejects(rt.call("Say", data), InvalidMessage);
     assert.throws(() => room.signal("typing", data), InvalidMessage);
   }
   await assert.rejects(room.publish(undefined), InvalidMessage);
-  await assert.rejects(room.publish(() => {}), InvalidMessage);
+  await assert.rejects(
+    room.publish(() => {}),
+    InvalidMessage,
+  );
   assert.deepEqual(published(server), []);
   await room.send("Say", "\ud83d\ude00 \\ud800 \\\\ud800"); // a whole character, and words about half of one
   assert.equal(published(server)[0].data.data, "😀 \\ud800 \\\\ud800");
@@ -92,7 +135,8 @@ test("what JSON cannot hold, or the server would close for, never leaves", async
 
 test("names and keys are checked", async (t) => {
   const { rt, room } = await inRoom(t);
-  for (const key of ["", "k".repeat(129), "\ud800", 5, null]) await assert.rejects(room.send("Say", {}, { key }), UsageError);
+  for (const key of ["", "k".repeat(129), "\ud800", 5, null])
+    await assert.rejects(room.send("Say", {}, { key }), UsageError);
   for (const name of ["", undefined, "é".repeat(128), 5]) {
     await assert.rejects(room.send(name, {}), UsageError);
     await assert.rejects(rt.call(name, {}), UsageError);
@@ -121,7 +165,10 @@ test("commands wait for the connection and for their room, and go out oldest fir
   await Promise.all(answers);
   assert.equal(rt.pending, 0);
   const order = server.socket.commands.filter((command) => command.publish || command.rpc);
-  assert.deepEqual(order.map(({ publish, rpc }) => publish?.data.data ?? rpc.data), [2, 4, 1, 3]);
+  assert.deepEqual(
+    order.map(({ publish, rpc }) => publish?.data.data ?? rpc.data),
+    [2, 4, 1, 3],
+  );
   assert.ok(server.socket.frames.length <= 4);
 });
 
@@ -134,6 +181,16 @@ test("the queue is bounded in commands and in bytes; one command always fits", a
   assert.ok(second.error instanceof QueueFull);
   assert.ok(third.error instanceof QueueFull);
   assert.ok("value" in big && "value" in small);
+});
+
+test("one command always fits, and an answer makes room again", async (t) => {
+  const { rt } = client(t, { connected: false, maxOfflineBytes: 10 });
+  const big = rt.call("Big", "x".repeat(100));
+  await assert.rejects(rt.call("Add", "x"), QueueFull);
+  await big;
+  const small = [rt.call("Add", "x"), rt.call("Add", "yyyyy")];
+  await assert.rejects(rt.call("Add", "x"), QueueFull);
+  await Promise.all(small);
 });
 
 test("what was not answered is written again with the same key, before anything newer", async (t) => {
@@ -187,7 +244,10 @@ test("after half of the server's window a command that may have been taken is gi
     await clock.advance(30);
     assert.ok(taken.error instanceof PublishUnknown, pass);
     assert.equal(await queued, "done");
-    assert.deepEqual(published(server).map(({ data }) => data.data), [1, 2]);
+    assert.deepEqual(
+      published(server).map(({ data }) => data.data),
+      [1, 2],
+    );
   }
 });
 
@@ -271,7 +331,10 @@ test("a timeout: unknown if it was sent, and withdrawn if it was not", async (t)
   assert.ok(queued.error instanceof TimeoutError);
   server.opens = true;
   await clock.advance(30);
-  assert.deepEqual(published(server).map(({ data }) => data.data), [1]);
+  assert.deepEqual(
+    published(server).map(({ data }) => data.data),
+    [1],
+  );
 });
 
 test("an AbortSignal withdraws what was not sent; late answers are nobody's", async (t) => {
@@ -291,8 +354,21 @@ test("an AbortSignal withdraws what was not sent; late answers are nobody's", as
   other.abort();
   await assert.rejects(queued, { name: "AbortError" });
   await clock.advance(5);
-  assert.deepEqual(published(server).map(({ data }) => data.data), [1]);
+  assert.deepEqual(
+    published(server).map(({ data }) => data.data),
+    [1],
+  );
   assert.equal(rt.pending, 0);
+});
+
+test("an answer leaves neither timer nor listener behind", async (t) => {
+  const { room, clock } = await inRoom(t);
+  const { signal } = new AbortController();
+  const removed = t.mock.method(signal, "removeEventListener");
+  const before = clock.timers;
+  await room.send("Say", 1, { timeout: 60, signal });
+  assert.equal(clock.timers, before);
+  assert.equal(removed.mock.callCount(), 1);
 });
 
 test("closing: unknown if it was sent, closed if it was not", async (t) => {
@@ -355,12 +431,18 @@ test("too many requests: everything is held back as long as the server said, and
   server.on("rpc", new Refuse(111, "too many", { temporary: true, retry_after: 3 }), { data: "ok" });
   const calls = [1, 2].map((n) => rt.call("Add", n));
   await settle();
-  assert.deepEqual(server.socket.got("rpc").map(({ data }) => data), [1, 2]);
+  assert.deepEqual(
+    server.socket.got("rpc").map(({ data }) => data),
+    [1, 2],
+  );
   calls.push(rt.call("Add", 3));
   await clock.advance(2.9);
   assert.equal(server.socket.got("rpc").length, 2);
   await clock.advance(0.2);
-  assert.deepEqual(server.socket.got("rpc").map(({ data }) => data), [1, 2, 1, 3]);
+  assert.deepEqual(
+    server.socket.got("rpc").map(({ data }) => data),
+    [1, 2, 1, 3],
+  );
   assert.deepEqual(await Promise.all(calls), ["ok", "ok", "ok"]);
 });
 

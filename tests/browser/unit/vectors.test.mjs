@@ -22,7 +22,9 @@ test("a number will do as a room's parameter", () => assert.equal(encodeParam(42
 /** All codes of a kind: those that are named, and both ends of every band. */
 const of = (kind) => [
   ...codes.codes.filter((each) => each.kind === kind),
-  ...codes.bands.filter((each) => each.kind === kind).flatMap((band) => [band.from, band.to].map((code) => ({ ...band, code }))),
+  ...codes.bands
+    .filter((each) => each.kind === kind)
+    .flatMap((band) => [band.from, band.to].map((code) => ({ ...band, code }))),
 ];
 
 for (const { code, reconnect } of of("close")) {
