@@ -229,7 +229,11 @@ class Rooms:
         """Connected: the server put us into *subs*; join all others."""
         self.online = True
         for channel, result in subs.items():
-            self._put_in(channel, result, now, asked=channel in asked and asked[channel].recover)
+            request, membership = asked.get(channel), self.by_name.get(channel)
+            # An application may have moved the room since connect was written: then this is the answer to another
+            # question, and its "recovered" proves nothing of where the room stands now (H3).
+            same = membership is not None and request == membership.state.standing()
+            self._put_in(channel, result, now, asked=same and request is not None and request.recover)
         for membership in list(self.by_name.values()):
             if membership.channel in subs:
                 continue
