@@ -116,8 +116,8 @@ class Connection:
         if self.closing:
             return
         now = self.engine.clock.monotonic()
-        if self._beat is not None:
-            self._beat.heard(now)
+        if self._beat is not None and frame != _PING and self._beat.heard(now):
+            self._watch()
         if self._bytes.take(len(frame), now) > 0:
             self.engine.counters.add("limits", "bytes")
             self.close(codes.TOO_MANY_REQUESTS_CLOSE, "too many bytes")
@@ -159,8 +159,8 @@ class Connection:
         return self._pending is not None
 
     def _pong(self, now: float) -> None:
-        if self._beat is not None:
-            self._beat.pong(now)
+        if self._beat is not None and self._beat.pong(now):
+            self._watch()
         if self._commands.take(0.1, now) > 0:
             self._overdraw(0, self._commands.wait(1, now))
 
@@ -341,15 +341,13 @@ class Connection:
         self.close(codes.EXPIRED_CLOSE, "expired")
 
     def _watch(self) -> None:
-        policy = self.engine.limits.heartbeat
-        assert self._beat is not None and policy is not None
-        # An answer moves the next ping before the end of the patience with this one, and moves no deadline: where that
-        # is longer than the interval, look in between.
-        when = min(self._beat.next_at, self.engine.clock.monotonic() + policy.interval)
+        assert self._beat is not None
+        when, patient = self._beat.next_at, self._beat.judging
         if self._beat_deadline is None:
-            self._beat_deadline = self.engine.deadlines.at(when, self._heartbeat, patient=True)
+            self._beat_deadline = self.engine.deadlines.at(when, self._heartbeat, patient=patient)
         else:
-            self._beat_deadline.move(when)
+            # A stall of our own puts off the verdict on the peer, but no ping: the peer judges us by them (F5).
+            self._beat_deadline.move(when, patient=patient)
 
     def _heartbeat(self) -> None:
         if self._beat is None or self.closing:

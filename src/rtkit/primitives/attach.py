@@ -232,7 +232,7 @@ class AttachedConnection:
             first = self._beat.start(now, self._random())
             if not self._pipe.reads_ahead:
                 self._beat.paused(now)  # until the host reads
-            self._beat_at = self._deadlines.at(first, self._heartbeat, patient=True)
+            self._beat_at = self._deadlines.at(first, self._heartbeat)
         return self
 
     async def __aexit__(
@@ -394,11 +394,11 @@ class AttachedConnection:
                 message = await self._pipe.receive()
                 now = self._clock.monotonic()
                 if message == self._policy.pong_text:
-                    if self._beat is not None:
-                        self._beat.pong(now)
+                    if self._beat is not None and self._beat.pong(now):
+                        self._set_heartbeat(self._beat)
                     continue
-                if tracked is not None:
-                    tracked.heard(now)
+                if tracked is not None and tracked.heard(now):
+                    self._set_heartbeat(tracked)
                 if self._bucket is not None:
                     self._bucket.take(1, now)
                 self._received += 1
@@ -472,7 +472,8 @@ class AttachedConnection:
 
     def _set_heartbeat(self, beat: HeartbeatState) -> None:
         if self._beat_at is not None:
-            self._beat_at.move(beat.next_at)
+            # A stall of ours puts off what we think of the peer, not what it wants to hear of us (F5).
+            self._beat_at.move(beat.next_at, patient=beat.judging)
 
     async def _ping(self, beat: HeartbeatState) -> None:
         def answered(pong: asyncio.Future[Any]) -> None:

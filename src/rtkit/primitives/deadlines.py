@@ -136,9 +136,10 @@ class Deadline:
         """Whether the callback is still to be called; also False while it is being called."""
         return self._number != _NOT_QUEUED
 
-    def move(self, when: float) -> bool:
+    def move(self, when: float, *, patient: bool | None = None) -> bool:
         """Set another moment. Later is O(1). A deadline that has fired is armed again.
 
+        :param patient: whether a stall of our own puts it off; None leaves that as it is.
         :return: False, and nothing is changed, once it was cancelled or its owner closed.
         :raises ValueError: for a NaN.
         """
@@ -146,6 +147,12 @@ class Deadline:
             return False
         if when != when:
             raise ValueError(f"a deadline is a number of seconds, not {when!r}")
+        if patient is not None:
+            heap = self._owner._patient if patient else self._owner._plain
+            if heap is not self._heap:
+                if self._number != _NOT_QUEUED:
+                    self._heap.forget(self)
+                self._heap = heap
         when -= self._heap.shift
         if self._number != _NOT_QUEUED and when >= self._when:
             self._when = when

@@ -9,14 +9,18 @@ The side that pings (F4)
                └──────────── anything heard ────────────┘
 
 - Pings go out every *interval*, the first at a random moment within it, so that ten thousand
-  clients that came back at once are not pinged at once for ever after. Traffic does not put pings
-  off: the peer's own watch relies on hearing one.
+  clients that came back at once are not pinged at once for ever after; a late one does not move those
+  that follow, for the same reason. Traffic does not put pings off: the peer's own watch relies on
+  hearing one.
 - Anything heard after a ping proves life as well as its pong does; only a pong measures the latency.
 - No second ping goes out while one is unanswered, so *timeout* may be longer than *interval*.
 - A peer is dead *timeout* after an unanswered ping: gone within interval + timeout of its last sign.
 - While we ourselves have paused reading, its answer cannot be heard, so the deadline stands still and
   goes on with what was left of it when reading goes on (C2). Pings still go out: they tell the peer
   that we live.
+
+What comes next is a ping or a judgement (:attr:`HeartbeatState.judging`). When we ourselves stood still,
+a judgement has to be put off, for we did not listen; a ping is overdue, for the peer did (F5).
 
 The side that is pinged only watches for silence (:class:`SilenceWatch`).
 """
@@ -88,7 +92,8 @@ class HeartbeatState:
     """The heartbeat of one connection, from the side that pings.
 
     Every *now* is seconds of one monotonic clock. Call :meth:`start` first, :meth:`due` whenever
-    ``next_at`` has come, and read ``next_at`` again after each call.
+    ``next_at`` has come, and read ``next_at`` again after each call of it, after ``resumed``, and when ``heard`` or
+    ``pong`` say so.
     """
 
     __slots__ = ("_paused_at", "_ping_at", "_pinged_at", "_policy", "_pong_by", "latency")
@@ -119,6 +124,11 @@ class HeartbeatState:
             return self._ping_at
         return self._pong_by
 
+    @property
+    def judging(self) -> bool:
+        """Whether at :attr:`next_at` it is decided that the peer is dead; else a ping goes out, or nothing does."""
+        return self._pong_by != _NEVER and self._paused_at == _NEVER
+
     def due(self, now: float) -> Action:
         """Decide. On PING the ping counts as sent at *now*; DEAD stays DEAD until something is heard."""
         paused = self._paused_at != _NEVER
@@ -126,23 +136,31 @@ class HeartbeatState:
             return Action.DEAD
         if now < self._ping_at or (self._pong_by != _NEVER and not paused):
             return Action.WAIT
-        self._ping_at = now + self._policy.interval
+        self._ping_at += self._policy.interval * (1 + (now - self._ping_at) // self._policy.interval)
         if self._pong_by == _NEVER:
             # By the time that stands still, a ping sent while paused is sent when the pause began.
             self._pong_by = (self._paused_at if paused else now) + self._policy.timeout
             self._pinged_at = _NEVER if paused else now
         return Action.PING
 
-    def heard(self, now: float) -> None:
-        """Something came from the peer: it lives."""
+    def heard(self, now: float) -> bool:
+        """Something came from the peer: it lives.
+
+        :return: whether that was being waited for, so that :attr:`next_at` is another now.
+        """
+        awaited = self._pong_by != _NEVER
         self._pong_by = _NEVER
         self._pinged_at = _NEVER
+        return awaited
 
-    def pong(self, now: float) -> None:
-        """An answer to a ping came: the peer lives, this far away. An unasked one is harmless."""
+    def pong(self, now: float) -> bool:
+        """An answer to a ping came: the peer lives, this far away. An unasked one is harmless.
+
+        :return: likewise.
+        """
         if self._pinged_at != _NEVER:
             self.latency = now - self._pinged_at
-        self.heard(now)
+        return self.heard(now)
 
     def paused(self, now: float) -> None:
         """We stopped reading: from now on an answer cannot be heard (C2). Idempotent."""

@@ -552,6 +552,27 @@ async def test_a_stall_of_ours_closes_nobody(clock: ManualClock) -> None:
         assert host.conn.statistics().state == "open"
 
 
+async def test_nor_does_it_put_off_our_ping(clock: ManualClock) -> None:
+    """F5: the peer waits for it, and has waited long enough."""
+    host = Host(
+        heartbeat=Heartbeat(interval=20, timeout=5),
+        policy=AttachPolicy(ping_text="ping", pong_text="pong"),
+        clock=clock,
+        random=lambda: 0.5,
+    )
+    async with serving("starlette", host) as port, client(port) as ws:
+        await host.connected.wait()
+        for _ in range(3):
+            await clock.advance(9.9)
+            clock.stall(7)
+            await clock.settle()
+            assert await asyncio.wait_for(ws.recv(), 5) == "ping"
+            await ws.send("pong")
+            await eventually(lambda: not host.conn._beat.statistics().unanswered)  # type: ignore[union-attr]
+            await clock.advance(3.1)  # it keeps its beat
+        assert host.conn.statistics().state == "open"
+
+
 # -- rate limit
 
 

@@ -267,6 +267,46 @@ def test_patient_ones_moved_and_made_after_a_stall(clock: ManualClock, log: list
     assert log == ["old", "new"]
 
 
+def test_patience_can_be_changed(clock: ManualClock, log: list[Any]) -> None:
+    """F5: the same deadline is a ping, then a judgement, then a ping."""
+    deadlines = Deadlines(clock)
+    clock.advance_nowait(3)
+    deadlines.at(4, log.append, "late", patient=True)
+    clock.stall(11)
+    clock.advance_nowait(0)  # from here on the two kinds live in different times
+    beat = deadlines.at(20, log.append, "beat")
+    for patient in (True, True, None, False, None, True, False):
+        assert beat.move(30, patient=patient)
+        assert beat.when == 30
+        assert beat.armed
+    assert len(deadlines) == 2
+    assert beat.move(25, patient=True)
+    clock.advance_nowait(9)
+    assert log == ["late"]
+    clock.stall(7)  # to 30, where it is due at 25
+    clock.advance_nowait(0)
+    assert log == ["late"]
+    assert beat.when == 31
+    assert beat.move(29, patient=False)
+    clock.advance_nowait(0)
+    assert log == ["late", "beat"]
+    assert beat.move(40, patient=True), "armed again, as the other kind"
+    assert beat.when == 40
+    clock.advance_nowait(10)
+    assert log == ["late", "beat", "beat"]
+    assert len(deadlines) == clock.timers == 0
+
+
+def test_patience_changed_by_another_one_in_the_same_round(clock: ManualClock, log: list[Any]) -> None:
+    deadlines = Deadlines(clock)
+    deadlines.at(1, lambda: beat.move(5, patient=True))
+    beat = deadlines.at(1, log.append, "beat")
+    clock.advance_nowait(1)
+    assert (log, len(deadlines)) == ([], 1)
+    clock.advance_nowait(4)
+    assert log == ["beat"]
+
+
 def test_being_late_within_the_tolerance_is_no_stall(clock: ManualClock, log: list[Any]) -> None:
     deadlines = Deadlines(clock, stall=2)
     deadlines.at(10, log.append, "patient", patient=True)
@@ -294,14 +334,16 @@ def test_a_failing_on_stall_is_logged(clock: ManualClock, caplog: pytest.LogCapt
 # -- against a model
 
 
-Step = tuple[str, int, float]
+Step = tuple[str, int, float, bool | None]
+# Without stalls the kinds differ in nothing.
+KIND = st.sampled_from([True, False, None])
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("at"), st.just(0), st.integers(0, 40).map(float)),
-        st.tuples(st.just("move"), st.integers(0, 30), st.integers(0, 40).map(float)),
-        st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0.0)),
-        st.tuples(st.just("advance"), st.just(0), st.integers(0, 15).map(float)),
+        st.tuples(st.just("at"), st.just(0), st.integers(0, 40).map(float), KIND),
+        st.tuples(st.just("move"), st.integers(0, 30), st.integers(0, 40).map(float), KIND),
+        st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0.0), KIND),
+        st.tuples(st.just("advance"), st.just(0), st.integers(0, 15).map(float), KIND),
     ),
     max_size=120,
 )
@@ -319,14 +361,14 @@ def test_like_a_list(steps: list[Step]) -> None:
     def fire(n: int) -> Callable[[], None]:
         return lambda: log.append((n, clock.monotonic()))
 
-    for what, index, value in steps:
+    for what, index, value, patient in steps:
         n = index % len(entries) if entries else None
         if what == "at":
             model[len(entries)] = clock.monotonic() + value
-            entries.append(deadlines.at(clock.monotonic() + value, fire(len(entries))))
+            entries.append(deadlines.at(clock.monotonic() + value, fire(len(entries)), patient=bool(patient)))
         elif what == "move" and n is not None:
             when = clock.monotonic() + value
-            assert entries[n].move(when) == (n not in cancelled)
+            assert entries[n].move(when, patient=patient) == (n not in cancelled)
             if n not in cancelled:
                 model[n] = when
         elif what == "cancel" and n is not None:

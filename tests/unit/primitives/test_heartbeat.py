@@ -87,6 +87,33 @@ def test_traffic_does_not_put_pings_off() -> None:
     assert state.due(5) is PING
 
 
+def test_a_late_ping_does_not_move_those_that_follow() -> None:
+    """F4, F5: a stall must not bring ten thousand into step."""
+    state = started()
+    for late, following in ((5.1, 30), (54.9, 55), (55, 80), (1_000, 1_005)):
+        assert state.due(late) is PING
+        state.heard(late)
+        assert state.next_at == following
+
+
+def test_what_comes_next_is_a_ping_or_a_judgement() -> None:
+    """F5: a stall puts off one, and makes the other urgent."""
+    state = started()
+    assert not state.judging
+    assert not state.heard(1), "nothing is waited for"
+    state.due(5)
+    assert state.judging
+    state.paused(6)
+    assert not state.judging
+    state.resumed(7)
+    assert state.judging
+    assert state.heard(8), "the next moment is another one now"
+    assert not state.judging
+    assert not state.pong(9)
+    state.due(30)
+    assert state.pong(31)
+
+
 def test_unasked_pongs_are_harmless() -> None:
     state = started()
     state.pong(1)
