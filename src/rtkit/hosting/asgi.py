@@ -26,6 +26,7 @@ Traps, each found with a real server or framework:
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import AbstractAsyncContextManager
@@ -38,6 +39,7 @@ from ..errors import Unavailable
 from ..primitives.clocks import LoopClock
 from ..primitives.tasks import Tasks
 from ..transports import Acceptor, Handshake, Refused
+from .asgi_interrupt import interrupted
 from .asgi_pipe import AsgiPipe, Receive, Send
 from .asgi_raw import RawSockets
 from .endpoints import NOT_FOUND, WEBSOCKET, Endpoints, Request, Response, refusal
@@ -92,7 +94,16 @@ class AsgiHost:
     :raises ValueError: for a close timeout that is not positive.
     """
 
-    __slots__ = ("_acceptor", "_clock", "_close_timeout", "_connections", "_endpoints", "_lifespan", "_raw", "_tasks")
+    __slots__ = (
+        "_acceptor",
+        "_clock",
+        "_close_timeout",
+        "_connections",
+        "_endpoints",
+        "_lifespan",
+        "_raw",
+        "_tasks",
+    )
 
     def __init__(
         self,
@@ -180,6 +191,7 @@ class AsgiHost:
             self._connections -= 1
 
     async def _pump(self, receive: Receive, send: Send, handshake: Handshake) -> None:
+        receive, send = interrupted(receive, send)
         pipe = AsgiPipe(
             send,
             max_frame=self._acceptor.max_frame,
@@ -223,7 +235,8 @@ class AsgiHost:
 def read_handshake(scope: Scope) -> Handshake:
     """The handshake of an ASGI scope.
 
-    :raises Refused: 431 for more than 200 headers or 64 KiB of them, 400 for two ``Origin`` or ``Host``.
+    :raises Refused: 431 for more than 200 headers or 64 KiB of them, 400 for two ``Origin`` or ``Host``, and for a
+        ``Sec-WebSocket-Key`` that is none.
     """
     raw: list[tuple[bytes, bytes]] = list(scope.get("headers") or ())
     if len(raw) > _MAX_HEADERS or sum(len(name) + len(value) for name, value in raw) > _MAX_HEADER_BYTES:
@@ -232,6 +245,10 @@ def read_handshake(scope: Scope) -> Handshake:
     for name in _ONCE:
         if names.count(name) > 1:
             raise Refused(400, f"more than one {name.decode().title()} header")
+    for name, value in raw:
+        # hypercorn and granian take anything. (HTTP/2 has no such header.)
+        if name.lower() == b"sec-websocket-key" and not _is_key(value):
+            raise Refused(400, "the Sec-WebSocket-Key is not 16 bytes in base64")
     client = scope.get("client")
     return Handshake(
         path=str(scope.get("path") or "/"),
@@ -242,6 +259,14 @@ def read_handshake(scope: Scope) -> Handshake:
         secure=True if scope.get("scheme") in ("wss", "https") else None,
         scope=scope,
     )
+
+
+def _is_key(value: bytes) -> bool:
+    """RFC 6455, section 4.1: 16 bytes in base64."""
+    try:
+        return len(base64.b64decode(value.strip(), validate=True)) == 16
+    except ValueError:
+        return False
 
 
 def _endpoint(scope: Scope) -> str:

@@ -25,6 +25,7 @@ class Echo:
         self.frames: list[bytes] = []
         self.log: list[str] = []
         self.losses: list[tuple[int, str]] = []
+        self.on_received: Callable[[], object] = lambda: None
         self.on_writable: Callable[[], object] = lambda: None
         self.on_lost: Callable[[], object] = lambda: None
 
@@ -32,6 +33,7 @@ class Echo:
         if frame == b"raise":
             raise ZeroDivisionError
         self.frames.append(frame)
+        self.on_received()
         if self.echo:
             self.transport.send([frame])
 

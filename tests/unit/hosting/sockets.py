@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from rtkit.hosting import frames
-from rtkit.hosting.frames import BINARY, CLOSE, PING, PONG, TEXT, Assembler
+from rtkit.hosting.frames import BINARY, CLOSE, PING, PONG, TEXT
 from rtkit.hosting.raw import RawPipe, RawPipes
 from rtkit.primitives.deadlines import Deadlines
 from rtkit.testing.clock import ManualClock

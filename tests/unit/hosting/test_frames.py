@@ -92,7 +92,10 @@ GOOD: list[tuple[list[bytes], list[Event]]] = [
     # more bytes for the length than it needs
     ([b"\x81\xfe\x00\x01" + b"\0\0\0\0" + b"a"], [(TEXT, b"a")]),
     ([b"\x81\xff" + (1).to_bytes(8, "big") + b"\0\0\0\0" + b"a"], [(TEXT, b"a")]),
-    ([masked(TEXT, b"", fin=False), *[masked(0, fin=False)] * (MAX_FRAGMENTS - 2), masked(0, b"e")], [(TEXT, b"e")]),
+    (
+        [masked(TEXT, b"", fin=False), *[masked(0, fin=False)] * (MAX_FRAGMENTS - 2), masked(0, b"e")],
+        [(TEXT, b"e")],
+    ),
 ]
 
 
@@ -249,8 +252,9 @@ def test_nothing_is_stored_for_what_is_refused() -> None:
 
 def test_a_megabyte_in_single_bytes_takes_linear_time() -> None:
     stream = masked(BINARY, os.urandom(200_000), key=b"\0\0\0\0")
-    assembler = Assembler(2**20)
+    assembler, event = Assembler(2**20), None
     for i in range(len(stream)):
+        assert event is None
         assembler.feed(stream[i : i + 1])
         event = assembler.next()
     assert event == (BINARY, stream[-200_000:])

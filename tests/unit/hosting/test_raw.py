@@ -37,14 +37,27 @@ async def test_messages_both_ways(world: PipeWorld) -> None:
     assert repr(pipe) == "<RawPipe open, 0 bytes buffered>"
 
 
+class Recorder:
+    """A transport that notes what is written to it."""
+
+    def __init__(self, network: Any, writes: list[bytes]) -> None:
+        self._network = network
+        self._writes = writes
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(data)
+        self._network.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+
 async def test_a_batch_is_made_once_and_is_one_frame(world: PipeWorld) -> None:
     pipes = [await world.open() for _ in range(3)]
     batch = Batch([b"{}", b'{"a":1}'])
     writes: list[bytes] = []
     for pipe, driver, _ in pipes:
-        network = network_of(pipe)
-        write = network.write
-        network.write = lambda data, write=write: (writes.append(data), write(data))
+        pipe._network = Recorder(network_of(pipe), writes)  # type: ignore[assignment]
         assert driver.transport.send_batch(batch)
     assert len(writes) == 3
     assert len({id(data) for data in writes}) == 1
@@ -84,7 +97,7 @@ async def test_a_message_that_is_too_big(world: PipeWorld) -> None:
 
 async def test_paused_it_takes_nothing_more(world: PipeWorld) -> None:
     pipe, driver, peer = await world.open()
-    driver.received = lambda frame: (driver.frames.append(frame), pipe.pause_reading())[0]  # type: ignore[method-assign]
+    driver.on_received = pipe.pause_reading
     for i in range(3):
         peer.say(masked(TEXT, b"%d" % i) + masked(TEXT, b"%d again" % i))
         await world.settle()
@@ -218,7 +231,7 @@ async def test_a_paused_pipe_that_closes_reads_again(world: PipeWorld) -> None:
 
 async def test_what_came_before_pausing_holds_the_close_frame(world: PipeWorld) -> None:
     pipe, driver, peer = await world.open()
-    driver.received = lambda frame: pipe.pause_reading()  # type: ignore[method-assign]
+    driver.on_received = pipe.pause_reading
     peer.say(masked(TEXT, b"x") * 3 + masked(CLOSE, b"\x03\xe8"))
     await world.settle()
     assert driver.losses == []
@@ -288,9 +301,7 @@ async def test_a_closing_peer_that_floods_is_heard_no_more(world: PipeWorld) -> 
         (b"", (1005, ""), b""),
     ],
 )
-async def test_the_peer_closes(
-    world: PipeWorld, payload: bytes, loss: tuple[int, str], echo: bytes
-) -> None:
+async def test_the_peer_closes(world: PipeWorld, payload: bytes, loss: tuple[int, str], echo: bytes) -> None:
     _, driver, peer = await world.open()
     peer.say(masked(CLOSE, payload) + masked(TEXT, b"after the end"))
     await world.settle()
@@ -482,7 +493,7 @@ async def test_what_is_accepted_inherits_the_limit_of_silence() -> None:
     limit_silence(server.sockets[0], 12.5)
     await server.start_serving()
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    while not accepted:
+    while not accepted:  # noqa: ASYNC110
         await asyncio.sleep(0)
     sock = accepted[0].get_extra_info("socket")
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_500

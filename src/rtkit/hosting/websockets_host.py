@@ -1,0 +1,227 @@
+"""A hub on connections of ``websockets.serve``, for those who have such a server already.
+
+::
+
+    handle = handler(hub)
+    async with hub, serve(handle, "localhost", 8765, **OPTIONS) as server:
+        await server.serve_forever()
+
+A connection that gets here has shaken hands. Who may not connect is therefore not answered with an HTTP status but
+with a close code, unless ``process_request=handle.process_request`` is passed on as well: it also answers ``ready``
+and ``client.js``, for GET is all that websockets can answer.
+
+Traps:
+
+- *Pings.* websockets' own have their own opinion of when a peer is dead; the hub has one too. ``ping_interval=None``.
+- *Compression* is on unless told otherwise: every member of a room would pay for it (T9). ``compression=None``.
+- *recv()* in one task, *send()* in another, *close()* in a third is fine, but ``close()`` waits for the peer, and
+  for a peer that does not read; the pipe above has a limit for that, and then the socket is dropped.
+- *The server's close* says 1001 to every client before anybody asks the hub: leave ``async with hub`` first, as above
+  by the order of the two, or ``server.close(close_connections=False)``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final, final
+from urllib.parse import unquote
+
+from websockets.asyncio.server import ServerConnection
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from .asgi import SUBPROTOCOLS, Scope
+from .wrap import AsgiApp
+
+__all__ = ["OPTIONS", "Handler", "handler"]
+
+Message = MutableMapping[str, Any]
+
+_ABNORMAL: Final = 1006
+_MAX_SUBPROTOCOLS: Final = 16
+
+
+def _choose(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Ours that the client wants too; to want none is fine, which websockets' own choice would refuse."""
+    first = offered[:_MAX_SUBPROTOCOLS]
+    return next((Subprotocol(ours) for ours in SUBPROTOCOLS if ours in first), None)
+
+
+class Connection(ServerConnection):
+    """A connection that is over when both sides have closed it, not only when the peer has closed its socket as well.
+
+    The RFC wants the server to close first (section 7.1.1), and a peer that does not would be kept for 10 s.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.protocol.close_rcvd is not None and self.protocol.close_sent is not None:
+            self.transport.close()
+
+    def send_data(self) -> None:
+        super().send_data()
+        if self.protocol.close_sent is not None and not self.transport.is_closing():
+            # A message of too many fragments has stopped the reading, and nobody would notice that the peer goes.
+            self.transport.resume_reading()
+
+
+#: What to pass to ``serve()``.
+OPTIONS: Final[dict[str, Any]] = {
+    "create_connection": Connection,
+    "select_subprotocol": _choose,
+    "compression": None,
+    "ping_interval": None,
+}
+
+
+def handler(hub: AsgiApp) -> Handler:
+    """A handler for ``websockets.serve`` that drives connections with *hub*."""
+    return Handler(hub)
+
+
+@final
+class Handler:
+    """What :func:`handler` makes; may also be awaited by a handler that does its own routing first.
+
+    :param hub: an ASGI application.
+    """
+
+    __slots__ = ("_hub",)
+
+    def __init__(self, hub: AsgiApp) -> None:
+        self._hub = hub
+
+    async def __call__(self, connection: ServerConnection) -> None:
+        """Drive one connection until it is over.
+
+        Cancellation: safe; the connection is ended.
+        """
+        socket = _Socket(connection)
+        try:
+            await self._hub(socket.scope(), socket.receive, socket.send)
+        finally:
+            socket.end()
+
+    async def process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        """For ``serve(process_request=…)``: refuse with a status who may not connect, and answer plain requests.
+
+        It does not take in anybody: the connection then comes to the handler, and is asked the same again.
+        """
+        upgrades = request.headers.get_all("Upgrade")
+        kind = "websocket" if any(each.strip().lower() == "websocket" for each in upgrades) else "http"
+        trial = _Trial()
+        await self._hub(_scope(connection, request, kind), trial.receive, trial.send)
+        return trial.response()
+
+
+def _scope(connection: ServerConnection, request: Request, kind: str) -> Scope:
+    path, _, query = request.path.partition("?")
+    secure = connection.transport.get_extra_info("ssl_object") is not None
+    address = connection.remote_address
+    return {
+        "type": kind,
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": getattr(request, "method", "GET"),
+        "scheme": f"{'ws' if kind == 'websocket' else 'http'}{'s' if secure else ''}",
+        "path": unquote(path),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.raw_items()
+        ],
+        # They were negotiated by websockets itself.
+        "subprotocols": [],
+        "client": address[:2] if isinstance(address, tuple) else None,
+        "extensions": {"websocket.http.response": {}} if connection.response is None else {},
+        "websockets.connection": connection,
+    }
+
+
+class _Trial:
+    """An ASGI server that is only asked what it would answer."""
+
+    def __init__(self) -> None:
+        self._start: Message | None = None
+        self._body = b""
+        self._asked = False
+
+    async def receive(self) -> Message:
+        first, self._asked = not self._asked, True
+        return {"type": "websocket.connect" if first else "websocket.disconnect", "code": _ABNORMAL}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            raise OSError("this was a trial")
+        if message["type"].endswith(".start"):
+            self._start = message
+        else:
+            self._body += message.get("body", b"")
+
+    def response(self) -> Response | None:
+        if self._start is None:
+            return None
+        headers = Headers(
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._start["headers"]]
+        )
+        if "Content-Length" not in headers and self._start["status"] != HTTPStatus.NO_CONTENT:
+            headers["Content-Length"] = str(len(self._body))
+        headers["Connection"] = "close"
+        status = HTTPStatus(self._start["status"])
+        return Response(status.value, status.phrase, headers, self._body)
+
+
+@final
+class _Socket:
+    """A connection of websockets behind the ASGI messages of one."""
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self._connection = connection
+        self._began = False
+        self._closing: asyncio.Future[None] | None = None
+
+    def scope(self) -> Scope:
+        request = self._connection.request
+        assert request is not None, "a handler is called after the handshake"
+        return _scope(self._connection, request, "websocket")
+
+    async def receive(self) -> Message:
+        if not self._began:
+            self._began = True
+            return {"type": "websocket.connect"}
+        try:
+            data = await self._connection.recv()
+        except ConnectionClosed:
+            if self._closing is not None:
+                await asyncio.shield(self._closing)
+            protocol = self._connection.protocol
+            code, reason = protocol.close_code, protocol.close_reason
+            return {"type": "websocket.disconnect", "code": code or _ABNORMAL, "reason": reason or ""}
+        return {"type": "websocket.receive", "text" if isinstance(data, str) else "bytes": data}
+
+    async def send(self, message: Message) -> None:
+        match message["type"]:
+            case "websocket.send":
+                try:
+                    await self._connection.send(message["text"])
+                except ConnectionClosed as exc:
+                    raise OSError("the connection is closed") from exc
+            case "websocket.close":
+                self._closing = asyncio.get_running_loop().create_future()
+                try:
+                    await self._connection.close(message["code"], message["reason"])
+                finally:
+                    if not self._closing.done():
+                        self._closing.set_result(None)
+            case _:
+                pass  # it is accepted already
+
+    def end(self) -> None:
+        """The hub is done with it."""
+        if self._connection.transport.get_write_buffer_size():
+            # The peer takes nothing, and had its time: websockets would wait for it once more.
+            self._connection.transport.abort()

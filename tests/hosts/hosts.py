@@ -1,0 +1,124 @@
+"""Every framework on every server, as hosts of the transport suite.
+
+A framework is a function that mounts a hub at ``/rt``; a server is one that serves an ASGI application. Two hosts
+are both in one: aiohttp, and a server of the websockets library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Final
+
+from rtkit import Hub
+from tests.hosts.servers import serve_aiohttp, serve_hypercorn, serve_uvicorn, serve_websockets
+from tests.support.hosts import CERTIFICATE, Host, Served
+
+__all__ = ["FRAMEWORKS", "HOSTS", "SERVERS", "host_of"]
+
+Serve = Callable[..., AbstractAsyncContextManager[int]]
+
+
+# -- frameworks
+
+
+def starlette(hub: Hub[Any]) -> Any:
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    return Starlette(routes=[Mount("/rt", hub)], lifespan=hub.lifespan)
+
+
+def fastapi(hub: Hub[Any]) -> Any:
+    from fastapi import FastAPI
+
+    app = FastAPI(lifespan=hub.lifespan)
+    app.mount("/rt", hub)
+    return app
+
+
+def litestar(hub: Hub[Any]) -> Any:
+    from litestar import Litestar, asgi
+
+    return Litestar([asgi("/rt", is_mount=True, copy_scope=True)(hub)], lifespan=[hub.lifespan])
+
+
+def quart(hub: Hub[Any]) -> Any:
+    from quart import Quart
+
+    app = Quart("matrix")
+    app.asgi_app = hub.wrap(app.asgi_app, "/rt")  # type: ignore[method-assign]
+    return app
+
+
+def django(hub: Hub[Any]) -> Any:
+    from django.conf import settings
+    from django.core.asgi import get_asgi_application
+
+    if not settings.configured:
+        settings.configure(ROOT_URLCONF=types.ModuleType("urls"), ALLOWED_HOSTS=["*"])
+    return hub.wrap(get_asgi_application(), "/rt")
+
+
+def no_framework(hub: Hub[Any]) -> Any:
+    return hub
+
+
+FRAMEWORKS: Final[dict[str, Callable[[Hub[Any]], Any]]] = {
+    "no framework": no_framework,
+    "Starlette": starlette,
+    "FastAPI": fastapi,
+    "Litestar": litestar,
+    "Quart": quart,
+    "Django": django,
+}
+
+# -- servers
+
+
+def _uvicorn_fast(app: Any, **options: Any) -> AbstractAsyncContextManager[int]:
+    """uvicorn with our protocol class, named as on its command line."""
+    return serve_uvicorn(app, ws="rtkit.hosting.uvicorn_host:Protocol", **options)
+
+
+SERVERS: Final[dict[str, Serve]] = {
+    "uvicorn": serve_uvicorn,
+    "uvicorn with our class": _uvicorn_fast,
+    "hypercorn": serve_hypercorn,
+}
+
+# -- both
+
+
+def _aiohttp_app(hub: Hub[Any]) -> Any:
+    from aiohttp import web
+
+    app = web.Application()
+    hub.add_to(app, "/rt")
+    return app
+
+
+def host_of(name: str, serve: Serve, build: Callable[[Hub[Any]], Any], prefix: str) -> Host:
+    """A host for the transport suite."""
+
+    @contextlib.asynccontextmanager
+    async def run(hub: Hub[Any], secure: bool) -> AsyncGenerator[Served]:
+        certificate: Path | None = CERTIFICATE if secure else None
+        async with serve(build(hub), certificate=certificate) as port:
+            yield Served(hub, port, prefix, secure, list)
+
+    return Host(name, run)
+
+
+HOSTS: Final = (
+    *(
+        host_of(f"{framework}, {server}", serve, build, "" if build is no_framework else "/rt")
+        for server, serve in SERVERS.items()
+        for framework, build in FRAMEWORKS.items()
+    ),
+    host_of("aiohttp", serve_aiohttp, _aiohttp_app, "/rt"),
+    host_of("websockets", serve_websockets, no_framework, ""),
+)

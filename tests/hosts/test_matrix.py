@@ -1,0 +1,153 @@
+"""Every framework on every server with every client, in short: what the how-to pages show works (T1, L1).
+
+The applications are those of ``examples/hosts``, as they stand on the pages. The transport suite on all of them takes
+minutes: that is ``tests/hosts/test_suite.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from types import ModuleType
+from typing import Any
+
+import httpx2
+import pytest
+
+from rtkit import Hub, codes
+from rtkit.client import connect
+from tests.hosts.examples import FOLDER, NAMES, application, load
+from tests.hosts.hosts import SERVERS
+from tests.hosts.servers import serve_aiohttp, serve_granian, serve_websockets
+from tests.support.rawsocket import Closed, Peer, Refusal
+from tests.transport.conftest import until
+
+#: The servers that serve one framework only; all others are ASGI applications.
+OWN = {"aiohttp": serve_aiohttp, "websockets": serve_websockets}
+#: The close codes with which clients are sent away when the server ends. The hub's own is 3001, with a moment to come
+#: back at; uvicorn and hypercorn end connections before they tell the hub (L2). In granian the two race, in threads:
+#: a client hears the hub or nothing.
+LAST_WORDS = {
+    "uvicorn": {1012},
+    "uvicorn with our class": {1012},
+    "hypercorn": {1011},
+    "granian": {1006, 3001},
+    "aiohttp": {3001},
+    "websockets": {3001},
+}
+PAIRS = [(name, server) for name in NAMES if name not in OWN for server in (*SERVERS, "granian")]
+PAIRS += [(name, name) for name in OWN]
+
+
+@pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0]} on {pair[1]}")
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    found: tuple[str, str] = request.param
+    return found
+
+
+def serve(framework: str, server: str, module: ModuleType) -> AbstractAsyncContextManager[int]:
+    """The example of a framework, on a server."""
+    if server == "granian":
+        name = "application" if framework == "Django" else "app"
+        return serve_granian(f"{NAMES[framework]}:{name}", FOLDER)
+    return (OWN.get(server) or SERVERS[server])(application(module))
+
+
+async def test_a_conversation(pair: tuple[str, str]) -> None:
+    """Our client, a foreign one and the application itself talk; wrong guests are told; nothing is left."""
+    framework, server = pair
+    before = asyncio.all_tasks()
+    module = load(framework)
+    # granian's is in another process.
+    hub: Hub[Any] | None = None if server == "granian" else module.hub
+    async with asyncio.timeout(30), serve(framework, server, module) as port:
+        assert hub is None or hub.running, "the lifespan starts it, before anybody comes"
+        base = f"http://127.0.0.1:{port}"
+        async with connect(f"{base}/rt") as ann, ann.join("lobby") as room:
+            bob = await Peer.connect(port, "/rt/ws", headers={"Sec-WebSocket-Protocol": "centrifuge-json"})
+            try:
+                assert bob.subprotocol == "centrifuge-json"
+                await bob.connect_as("bob", rt=False)
+                await bob.join("lobby")
+                await room.send("from ann")
+                await bob.call("publish", channel="lobby", data="from bob")
+                said: list[Any] = ["from ann", "from bob"]
+                if hasattr(module, "announce"):
+                    async with httpx2.AsyncClient() as http:
+                        response = await http.post(f"{base}/announce", json={"from": "the application"})
+                    assert response.is_success, response.text
+                    assert "published" in response.text
+                    said.append({"from": "the application"})
+                assert [(await anext(room)).data for _ in said] == said
+                while len(bob.pushes) < len(said):
+                    await bob.next_unit()
+                assert [push["pub"]["data"] for push in bob.pushes] == said
+                assert (await bob.leave(1000)).code == 1000
+            finally:
+                bob.close()
+        await closed_while_idle(port)
+        await look_around(base, port)
+    assert hub is None or not hub.running, "the lifespan closes it"
+    await until(lambda: asyncio.all_tasks() <= before)
+
+
+async def closed_while_idle(port: int) -> None:
+    """The hub closes a connection at a moment when it waits for the client to say something."""
+    eve = await Peer.connect(port, "/rt/ws")
+    try:
+        await eve.say("what")
+        async with asyncio.timeout(4):  # the hub gives up after 5 s
+            closed = await eve.closed()
+        assert closed.code == codes.BAD_REQUEST_CLOSE
+        assert "JSON" in closed.reason
+    finally:
+        eve.close()
+
+
+async def look_around(base: str, port: int) -> None:
+    """Plain requests, and handshakes that are refused."""
+    async with httpx2.AsyncClient() as http:
+        assert (await http.get(f"{base}/rt/ready")).status_code == 204
+        response = await http.get(f"{base}/rt/ws")
+        assert response.status_code == 426
+        response = await http.get(f"{base}/rt/nothing")
+        assert (response.status_code, "ready" in response.text) == (404, True)
+        response = await http.get(f"{base}/rt/client.js")
+        assert response.headers["content-type"].startswith("text/javascript")
+        assert response.headers["etag"]
+    wrong: list[tuple[dict[str, str | None], int]] = [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://test.example", "origin": "https://evil.example"}, 400),
+    ]
+    for headers, status in wrong:
+        with pytest.raises(Refusal) as refused:
+            await Peer.connect(port, "/rt/ws", headers=headers)
+        assert refused.value.response.status == status
+        assert "rigin" in refused.value.response.text
+    with pytest.raises(Refusal) as refused:
+        await Peer.connect(port, "/rt/nothing")
+    assert refused.value.response.status == 404
+
+
+async def closed_and_gone(peer: Peer) -> Closed:
+    closed = await peer.closed()
+    peer.close()
+    return closed
+
+
+@pytest.mark.parametrize(
+    ("framework", "server"),
+    # granian once: it never tells of the end of connections that it drops, which costs the hub its 5 s.
+    [pair for pair in PAIRS if pair[1] != "granian" or pair[0] == "Starlette"],
+    ids=lambda name: str(name),
+)
+async def test_clients_are_told_when_the_server_ends(framework: str, server: str) -> None:
+    """Nobody is left hanging, and the server does not wait for those who stay."""
+    async with asyncio.timeout(20):
+        async with serve(framework, server, load(framework)) as port:
+            bob = await Peer.connect(port, "/rt/ws")
+            await bob.connect_as("bob")
+            closing = asyncio.create_task(closed_and_gone(bob))
+        closed = await closing
+    assert closed.code in LAST_WORDS[server]
+    assert not codes.is_terminal(closed.code), "it makes a client come back"
