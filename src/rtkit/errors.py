@@ -14,14 +14,23 @@
     │   └── InvalidMessage         a value that cannot be published or sent as declared
     ├── Reject                     the application says no; its text is shown to the client
     │   └── BadUnit                the peer sent something outside the protocol
+    │       └── wire.BadCommand    a unit from a client that is no command
     ├── Unavailable                the world broke: retry later
     │   ├── BrokerUnavailable      the broker cannot be reached; nothing was stored
     │   └── PublishUnknown         it may or may not have been stored: retry with the same key
     ├── ConnectionClosed           the connection ended for good; carries code and reason
     ├── CallError                  the server answered a command with an error
+    ├── client.Unsubscribed        the server took the client out of a room, for good
+    ├── client.DialFailed          a dialer could not open a pipe; the client tries again
+    ├── client.WireClosed          a pipe of a client has ended; the client opens another
+    ├── brokers.Conflict           the stream does not stand where an append was to go
     └── SlowDown                   a limit was reached
         ├── QueueFull              the offline queue of a client is full
         └── Overflow               an outbox with policy ``close`` has no room left
+
+What has a dot is in that module: ``rtkit.client.Unsubscribed``. It is what one plug-in or one side of the wire
+says to another. ``transports.Refused`` stands outside: a hub raises it to its host, as the status to answer a
+handshake with, and no application sees it.
 """
 
 from __future__ import annotations
@@ -65,7 +74,14 @@ class DeclarationError(UsageError):
 
 
 class UnknownRoom(UsageError):
-    """No declared family of rooms matches the name."""
+    """No declared family of rooms matches the name.
+
+    :param meant: the name of a declared room that was probably meant.
+    """
+
+    def __init__(self, message: str, *, meant: str | None = None) -> None:
+        super().__init__(message)
+        self.meant = meant
 
 
 class NotEnabled(UsageError):

@@ -233,6 +233,10 @@ ROOMS = st.sampled_from(
         "nope",
         "raw:a:b",
         "raw:%41",
+        "raw:%3A",
+        "raw:%C3%A9",
+        "raw:é 😀",
+        "raw:\x85",
         "",
     ]
 )

@@ -40,6 +40,7 @@ class Stream:
     entries: list[str] = field(default_factory=list)
     floor: int = 0
     keys: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, int] = field(default_factory=dict)  # former epochs, and up to where they are this one
 
     @property
     def top(self) -> int:
@@ -52,6 +53,8 @@ class Server:
     def __init__(self) -> None:
         self.streams = {name: Stream() for name in ROOMS}
         self.floors: dict[tuple[str, str], int] = {}
+        self.truth = {(name, stream.epoch): stream.entries for name, stream in self.streams.items()}
+        """What there ever was, also of epochs that are over."""
         self.executed: list[str] = []
         self.out: deque[bytes] = deque()
         self.inbox: deque[bytes] = deque()
@@ -60,6 +63,8 @@ class Server:
         self.holed: set[str] = set()  # a push was lost since the client joined
         self.live = False
         self.serial = 0
+        self.lineage: dict[tuple[str, str, str], int] = {}
+        """(room, old epoch, new epoch) -> up to where they are the same"""
         self.troubles: list[int] = []  # errors for the next commands that can have one
         self.long = 99  # publications in one reply at the most; the rest follows as pushes
 
@@ -103,15 +108,43 @@ class Server:
         old = self.streams[room]
         self.serial += 1
         new = self.streams[room] = Stream(f"e{self.serial}", keys=old.keys)
-        new.entries = [f"{new.epoch}/{n}" for n in range(keep)]
+        new.entries = self.truth[room, new.epoch] = [f"{new.epoch}/{n}" for n in range(keep)]
         if room in self.subscribed:
-            if tell == 0:
+            if tell <= 1:
                 gap = {"from": 0, "to": new.top, "epoch": new.epoch, "reason": "epoch"}
                 self.say(push={"channel": room, "gap": gap})
-            if tell <= 1:
+            if tell == 0:
                 self.say(push={"channel": room, "position": {"epoch": new.epoch, "offset": new.top}})
-            else:
+            if tell == 2:
                 self.kick(room)
+
+    def take_over(self, room: str, lost: int) -> None:
+        """The stream goes on in a new epoch, behind all there was, but for the last *lost* messages (B6, H10).
+
+        Members are told as the hub does: a position if nothing was lost, else a gap; behind all of the old epoch.
+        """
+        old = self.streams[room]
+        self.serial += 1
+        lost = min(lost, old.top - old.floor)
+        new = self.streams[room] = Stream(
+            f"e{self.serial}", old.entries[: old.top - lost], old.floor, old.keys
+        )
+        new.shared = {epoch: min(until, new.top) for epoch, until in old.shared.items()} | {
+            old.epoch: new.top
+        }
+        self.floors[room, new.epoch] = new.floor
+        self.truth[room, new.epoch] = new.entries
+        for epoch, until in new.shared.items():
+            self.lineage[room, epoch, new.epoch] = until
+        if room not in self.subscribed:
+            return
+        if lost:
+            gap = {"from": new.top, "to": new.top, "epoch": new.epoch, "reason": "rollback"}
+            self.say(push={"channel": room, "gap": gap})
+        else:
+            self.say(push={"channel": room, "position": {"epoch": new.epoch, "offset": new.top}})
+            if self.serial % 3 == 0:
+                self.say(push={"channel": room, "position": {"epoch": new.epoch, "offset": new.top}})
 
     def kick(self, room: str) -> None:
         if room in self.subscribed:
@@ -140,7 +173,8 @@ class Server:
         result: dict[str, Any] = {"recoverable": True, "epoch": stream.epoch, "offset": stream.top}
         if not asked.recover:
             return result
-        if asked.epoch != stream.epoch or asked.offset > stream.top or asked.offset < stream.floor:
+        until = stream.top if asked.epoch == stream.epoch else stream.shared.get(asked.epoch, -1)
+        if not stream.floor <= asked.offset <= until:
             return result
         first = asked.offset + 1
         last = min(stream.top, asked.offset + self.long)
@@ -183,6 +217,7 @@ class Server:
             elif (
                 command.subscribe.recover
                 and self.streams[room].epoch != command.subscribe.epoch
+                and command.subscribe.epoch not in self.streams[room].shared
                 and self.serial % 2
             ):
                 self.say(id=id, error={"code": 112, "message": "cannot"})
@@ -295,9 +330,19 @@ class World:
     def check(self, room: str, before: Position | None, item: Message[bytes] | Gap) -> None:
         assert before is not None or not self.seen[room]
         self.seen[room].append(item)
+        epoch = item.epoch if isinstance(item, Gap) else item.position.epoch if item.position else ""
+        carried = before is not None and before.offset <= self.server.lineage.get(
+            (room, before.epoch, epoch), -1
+        )
+        if before is not None and carried:
+            before = Position(epoch, before.offset)  # the same place
         if isinstance(item, Gap):
-            if before is not None and item.epoch == before.epoch:
-                assert item.start == before.offset, "it begins where we stand"
+            # (What the hub had delivered beyond a takeover, and what the client had of that, are two things.)
+            if before is not None and item.epoch == before.epoch and item.reason != "rollback":
+                # A reply that does not recover need not say what an epoch has of ours.
+                assert item.start == before.offset or (carried and item.start == 0), (
+                    "it begins where we stand"
+                )
                 assert item.end > item.start
                 floor = self.server.floors.get((room, item.epoch), 0)
                 assert floor > before.offset, f"{item} claims what could have been continued"
@@ -386,6 +431,8 @@ def run(steps: list[tuple[str, int, int]]) -> World:
             server.trim(room, server.streams[room].top - amount)
         elif name == "epoch":
             server.new_epoch(room, amount, tell=amount % 3)
+        elif name == "take over":
+            server.take_over(room, max(0, amount - 3))
         elif name == "kick":
             server.kick(room)
         elif name == "lag":
@@ -406,7 +453,7 @@ def run(steps: list[tuple[str, int, int]]) -> World:
 #: How often each operation is drawn, relative to the others.
 WEIGHTS = {
     "flow": 8, "publish": 8, "take": 8, "send": 5, "connect": 4, "cut": 2, "lost": 3, "twice": 2, "trim": 2, "epoch": 2,
-    "kick": 1, "lag": 2, "wait": 1, "trouble": 1, "long": 1, "write": 2, "serve": 2, "read": 2,
+    "take over": 3, "kick": 1, "lag": 2, "wait": 1, "trouble": 1, "long": 1, "write": 2, "serve": 2, "read": 2,
 }  # fmt: skip
 DECK = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
 STEPS = st.lists(
@@ -457,12 +504,9 @@ def judge_messages(world: World) -> None:
         assert state.position == state.at
         # What was handed out is what stands at that place.
         for item in world.seen[room]:
-            if (
-                isinstance(item, Message)
-                and item.position is not None
-                and item.position.epoch == stream.epoch
-            ):
-                assert json.loads(item.data) == stream.entries[item.position.offset - 1]
+            if isinstance(item, Message) and item.position is not None:
+                truth = server.truth[room, item.position.epoch]
+                assert json.loads(item.data) == truth[item.position.offset - 1]
         data = [json.loads(item.data) for item in world.seen[room] if isinstance(item, Message)]
         assert len(data) == len(set(data)), "nothing twice"
 

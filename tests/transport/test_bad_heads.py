@@ -181,10 +181,7 @@ async def _observe(site: Site, sock: RawSocket, neighbour: Peer) -> Answer:
 
 
 #: What is known to be otherwise today, by host and row.
-FAULTS: Final = {
-    ("own", "bare line feeds"): "h11 takes a bare line feed for a line end; a proxy in front may not",
-    ("own", "60 KiB of headers"): "the bound of a head is not applied to one that comes in a single read",
-}
+FAULTS: Final[dict[tuple[str, str], str]] = {}
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import pkgutil
 import re
 
 import pytest
@@ -13,6 +15,45 @@ from rtkit.errors import BadUnit, CallError, ConnectionClosed, Reject, RtkitErro
 
 CLASSES = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
 
+#: Exceptions that are no RtkitError, because no application ever sees them.
+INSIDE = {
+    "rtkit.transports.base.Refused",  # a hub to its host
+    "rtkit.hosting.frames.Violation",  # a parser of frames to the one who reads them
+    "rtkit.primitives._sockets.Gone",  # a socket's adapter to `attach`
+    "rtkit.server.heads.RequestRefused",  # a parser of requests to the one who answers them
+}
+
+
+def every() -> set[type[BaseException]]:
+    """All exceptions that the package defines, wherever it does."""
+    found: set[type[BaseException]] = set()
+    for module in [rtkit.__name__, *(info.name for info in pkgutil.walk_packages(rtkit.__path__, "rtkit."))]:
+        try:
+            members = vars(importlib.import_module(module)).values()
+        except ModuleNotFoundError as error:
+            assert error.name is not None
+            assert not error.name.startswith("rtkit"), error  # else: an extra that is not installed here
+            continue
+        found.update(
+            value
+            for value in members
+            if isinstance(value, type)
+            and issubclass(value, BaseException)
+            and value.__module__.startswith("rtkit.")
+        )
+    return found
+
+
+def public_name(class_: type[BaseException]) -> str:
+    """As an application writes it, without ``rtkit.``; those of `rtkit.errors` by their names alone."""
+    if class_.__module__ == errors.__name__:
+        return class_.__name__
+    for depth in range(1, class_.__module__.count(".") + 1):
+        package = ".".join(class_.__module__.split(".")[: depth + 1])
+        if class_.__name__ in getattr(importlib.import_module(package), "__all__", ()):
+            return f"{package}.{class_.__name__}".removeprefix("rtkit.")
+    raise AssertionError(f"{class_} is an RtkitError, and cannot be imported from a public place")
+
 
 def drawn() -> dict[str, str]:
     """Child to parent, as the docstring draws it."""
@@ -20,7 +61,7 @@ def drawn() -> dict[str, str]:
     parents: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     for line in errors.__doc__.splitlines():
-        found = re.match(r"    ([│├└─ ]*)(\w+)(  |$)", line)
+        found = re.match(r"    ([│├└─ ]*)([\w.]+)(  |$)", line)
         if found:
             depth = len(found[1])
             path = [entry for entry in path if entry[0] < depth]
@@ -31,11 +72,18 @@ def drawn() -> dict[str, str]:
 
 
 def test_the_tree_is_as_drawn() -> None:
-    """The docstring is the documentation; it must be right and complete."""
+    """The docstring is the documentation; it must be right and complete, wherever an exception is defined."""
     parents = drawn()
-    assert set(parents) | {"RtkitError"} == set(CLASSES)
+    known = {public_name(class_): class_ for class_ in every() if issubclass(class_, RtkitError)}
+    assert set(parents) | {"RtkitError"} == set(known)
     for child, parent in parents.items():
-        assert CLASSES[child].__bases__ == (CLASSES[parent],), child
+        assert known[child].__bases__ == (known[parent],), child
+
+
+def test_what_is_no_rtkit_error_stays_inside() -> None:
+    """One `except RtkitError` catches whatever is raised to an application."""
+    others = {f"{c.__module__}.{c.__qualname__}" for c in every() if not issubclass(c, RtkitError)}
+    assert {name for name in others if not name.rpartition(".")[2].startswith("_")} == INSIDE
 
 
 def test_everything_is_exported() -> None:
@@ -45,8 +93,8 @@ def test_everything_is_exported() -> None:
 
 
 def test_every_one_says_what_it_is() -> None:
-    for class_ in CLASSES.values():
-        assert class_.__doc__
+    for class_ in every():
+        assert class_.__doc__ or class_.__name__.startswith("_"), class_
 
 
 def test_reject() -> None:

@@ -35,6 +35,7 @@ VIOLATIONS = {
     "towers": [("hub.session", "rtkit.client.connection")],
     "transports": [("transports.sse", "rtkit.transports.websocket")],
     "features": [("features.typing", "rtkit.features.presence")],
+    "ext": [("ext.jwt", "rtkit.ext.http_api"), ("ext.http_units", "rtkit.ext.http_commands")],
     "brokers": [("brokers.memory", "rtkit.brokers.redis")],
 }
 
@@ -66,6 +67,9 @@ LEGAL = {
     "features.presence": ["rtkit.hub.session"],
     "features.typing": ["rtkit.hub.session"],
     "ext": [],
+    "ext.http_api": ["rtkit.hub.session", "rtkit.ext.http_commands"],
+    "ext.http_commands": ["rtkit.hub.session", "rtkit.ext.http_units"],
+    "ext.http_units": ["rtkit.wire.json"],
     "ext.jwt": ["rtkit.errors"],
     "server": ["rtkit.hub.session"],
     "cli": ["rtkit.server"],

@@ -38,7 +38,7 @@ __all__ = [
 
 GROUP = "rtkit.brokers"
 
-# What to install for a scheme that is known and not there.
+# The extra of rtkit that brings the broker of a scheme, once there is such an extra.
 _EXTRAS = {"redis": "redis", "rediss": "redis", "valkey": "redis", "valkeys": "redis", "nats": "nats"}
 
 
@@ -63,8 +63,9 @@ def open_url(url: str, *, clock: Clock | None = None) -> Broker:
 
     installed = {found.name: found for found in entry_points(group=GROUP)}
     if scheme not in installed:
+        hint = _hint(scheme) or ("; rtkit brings none yet" if scheme in _EXTRAS else "")
         raise UsageError(
-            f"no broker for {scheme}:// is installed; there are {_list({'memory', *installed})}{_hint(scheme)}"
+            f"no broker for {scheme}:// is installed; there are {_list({'memory', *installed})}{hint}"
         )
     broker: Any = _load(installed[scheme]).from_url(url, clock=clock)
     if not isinstance(broker, Broker):
@@ -84,8 +85,15 @@ def _load(found: EntryPoint) -> Any:
 
 
 def _hint(scheme: str) -> str:
+    """What to install; only what this release really has."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        extras = metadata("rtkit").get_all("Provides-Extra") or ()
+    except PackageNotFoundError:  # run from its sources
+        extras = ()
     extra = _EXTRAS.get(scheme)
-    return f'; pip install "rtkit[{extra}]" brings it' if extra else ""
+    return f'; pip install "rtkit[{extra}]" brings it' if extra in extras else ""
 
 
 def _list(schemes: set[str]) -> str:

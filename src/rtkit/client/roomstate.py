@@ -9,7 +9,12 @@ queued:
 - at or below ``at``: a duplicate, dropped;
 - beyond ``at.offset + 1``, without a gap having been told: a hole. It is not delivered across; the room is
   joined anew, recovering from ``at``, and what is pushed until the reply is ignored, because it comes again;
-- a gap that is told moves ``at`` to its end, is cut to what was really missing, and queued in its place.
+- a gap that is told moves ``at`` to its end, is cut to what was really missing, and queued in its place;
+- a *position* that is told names a new epoch, in which the stream goes on where the old one was left, without a
+  loss. It says so to whoever stands at that offset, for he has all of the old epoch that the new one
+  took over: ``at`` moves to the new epoch, and nothing is queued. Who stands anywhere else, or is told another
+  place in his own epoch, cannot tell what he missed: the room is joined anew, recovering from ``at``, and
+  the server judges.
 
 A reply to a join that recovers either proves continuity (``recovered``), in which case the same rule runs
 over its publications, or it does not: then there is a gap up to where it goes on, always.
@@ -298,6 +303,8 @@ class RoomState:
             self._say(Gap(body.start, body.end, body.epoch, reason))
             return Do.NOTHING
         start, epoch = body.start, body.epoch or at.epoch
+        if epoch != at.epoch and reason != "epoch" and start > at.offset:
+            return Do.REJOIN  # up to there the new epoch is the old one, and we do not have all of it
         if epoch == at.epoch and reason != "rollback":
             if body.end <= at.offset:
                 return Do.NOTHING  # we have all of it
@@ -310,15 +317,16 @@ class RoomState:
         return Do.NOTHING
 
     def told_position(self, epoch: str, offset: int) -> Do:
-        """The stream stands here now (H10)."""
+        """A position was pushed: the stream goes on behind it, and nothing was lost (H10)."""
         at = self.at
         if self.phase is not Phase.IN or at is None:
             return Do.NOTHING
-        if epoch in ("", at.epoch):
-            return Do.REJOIN if offset > at.offset else Do.NOTHING
-        if self.queue.full:
-            return Do.PAUSE
-        self._move(Gap(0, offset, epoch, "epoch"))
+        if offset != at.offset:
+            # Ahead: we miss something. Behind: what comes next would pass for what we have.
+            return Do.REJOIN
+        self.at = Position(epoch or at.epoch, offset)
+        if not self.queue:
+            self.queue.handed = self.at
         return Do.NOTHING
 
     def unsubscribed(self, code: int, reason: str) -> Do:

@@ -21,7 +21,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from msgspec import Raw, UnsetType
@@ -49,6 +49,11 @@ logger: Final = logging.getLogger("rtkit.client")
 _LOST: Final = 1006
 #: A timer that comes later than this shows that we were stalled, not the server silent (F5).
 _LATE: Final = 1.0
+#: Seconds to hear something after that. A machine that stood still may have the server on it, which pings again
+#: when it has looked around itself.
+_GRACE: Final = 5.0
+#: Seconds between looks once a ping is overdue: a stall that ends shortly before the silence is too long shows, too.
+_LOOK: Final = 2.5
 
 _CLOSE_CODES: Final = {
     codes.UNAUTHORISED: codes.BAD_TOKEN,
@@ -130,6 +135,7 @@ class Supervisor:
         self._began = math.inf
         self._watch: SilenceWatch | None = None
         self._watch_at = math.inf
+        self._patient_until = -math.inf
         self._watch_timer: Timer | None = None
         engine.on_refresh = lambda push: self._refresher.schedule(push.ttl) if push.expires else None
 
@@ -271,7 +277,7 @@ class Supervisor:
                         self._watch.heard(now)
                     for unit in split(frame):
                         engine.feed(unit, now)
-                return self._verdict
+                return await self._last_word(wire, self._verdict, scope)
         except WireClosed as closed:
             return Ending(closed.code, closed.reason, terminal=codes.is_terminal(closed.code))
         except TimeoutError:
@@ -283,6 +289,21 @@ class Supervisor:
             return Ending(_LOST, f"handling what the server sent failed: {error!r}", cause=error)
         finally:
             self._scope = None
+
+    async def _last_word(self, wire: Wire, refused: Ending, scope: Timeout) -> Ending:
+        """Whoever refuses us for good also closes, with a code that says more than the error did.
+
+        A server that does not is not waited for longer than for a goodbye.
+        """
+        if refused.terminal:
+            scope.reschedule(self._clock.monotonic() + self._policy.close_timeout)
+            try:
+                while True:
+                    await wire.recv()
+            except WireClosed as closed:
+                if codes.is_terminal(closed.code):
+                    return replace(refused, code=closed.code)
+        return refused
 
     def _judge(self, ending: Ending) -> Ending:
         """What the server said before it closed counts more than how the pipe ended."""
@@ -331,7 +352,7 @@ class Supervisor:
         self._engine.begin(result, now)
         if result.ping > 0:
             self._watch = SilenceWatch(result.ping, self._policy.silence, now)
-            self._watch_again(self._watch.next_at)
+            self._watch_again(now + result.ping)
         if result.expires:
             self._refresher.schedule(result.ttl)
         self._set(State.CONNECTED)
@@ -356,16 +377,17 @@ class Supervisor:
         self._watch_timer = self._clock.call_at(when, self._check_silence)
 
     def _check_silence(self) -> None:
-        """Nothing heard for too long means gone (F4); unless it was we who did not listen."""
+        """Nothing heard for too long means gone (F4); unless it was we who did not listen (F5)."""
         watch, now = self._watch, self._clock.monotonic()
         if watch is None:
             return
-        if not watch.dead(now):
-            self._watch_again(watch.next_at)
-        elif now - self._watch_at > _LATE:
-            self._watch_again(now + _LATE)  # time to read what has come meanwhile
+        silence = self._policy.silence
+        if now - self._watch_at > _LATE:
+            self._patient_until = now + _GRACE
+        expected, end = watch.next_at - silence, max(watch.next_at, self._patient_until)
+        if now < end:
+            self._watch_again(max(expected, min(end, now + _LOOK)))
         else:
-            silence = self._policy.silence
             self._interrupt(
                 Ending(_LOST, f"nothing heard from the server for its ping interval + {silence:g} s")
             )

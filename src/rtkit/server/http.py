@@ -5,12 +5,10 @@ client that sends ten thousand in one go costs the others ten thousand turns apa
 
 ::
 
-    tls ──▶ idle ──▶ head ──▶ body ──▶ busy ──▶ flush ──▶ idle
-     │        │        │        │        │        │
-     └────────┴────────┴────────┴────────┴────────┴──▶ closing        busy ──▶ a RawPipe takes over
+    idle ──▶ head ──▶ body ──▶ busy ──▶ flush ──▶ idle
+      │        │        │        │        │
+      └────────┴────────┴────────┴────────┴──▶ closing        busy ──▶ a RawPipe takes over
 
-- *tls*: where TLS is spoken, its handshake, in a task. asyncio would do it before it tells anybody about the
-  connection, which then could not be counted, nor be dropped when the server closes.
 - *idle*: nothing of a request is there. *head*, *body*: some of it is. Each has its own deadline, for the whole
   of it and not for a pause in it: a byte a second is no way to stay.
 - *busy*: a whole request is there, and is being answered by a task: a file is read, or a hub starts. The socket is
@@ -28,38 +26,34 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import logging
-import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, cast, final
-from urllib.parse import unquote
 
 import h11
 
 from ..codes import INTERNAL_CLOSE
 from ..errors import Unavailable
-from ..hosting.endpoints import Request, Response, etag_matches, plain, refusal
+from ..hosting.endpoints import Response, etag_matches, plain, refusal
 from ..hosting.raw import RawPipe
 from ..transports import Handshake, Refused
+from .heads import Head, RequestRefused, not_http, read_head, too_large
 from .static import PIECE, StaticFile
 from .upgrade import upgrade
 
 if TYPE_CHECKING:
-    import ssl
-
     from ..primitives.deadlines import Deadline
     from .site import Site
 
 __all__ = ["HttpConnection"]
 
-_TLS: Final = 0
-_IDLE: Final = 1
-_HEAD: Final = 2
-_BODY: Final = 3
-_BUSY: Final = 4
-_FLUSH: Final = 5
-_CLOSING: Final = 6
-_PHASES: Final = ("tls", "idle", "head", "body", "busy", "flush", "closing")
+_IDLE: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
+_BUSY: Final = 3
+_FLUSH: Final = 4
+_CLOSING: Final = 5
+_PHASES: Final = ("idle", "head", "body", "busy", "flush", "closing")
 
 #: Pieces of a body that are looked at in one loop turn: a chunk may be a single byte.
 _PIECES: Final = 64
@@ -67,17 +61,8 @@ _PIECES: Final = 64
 Ts = TypeVarTuple("Ts")
 
 _RETRY_AFTER: Final = 5
-_TLS_HANDSHAKE: Final = 0x16
 
 _log: Final = logging.getLogger("rtkit.server")
-
-
-class _Refuse(Exception):
-    """This request gets an answer at once, and is the connection's last."""
-
-    def __init__(self, status: int, text: str, *more: tuple[str, str]) -> None:
-        super().__init__(text)
-        self.response = plain(status, text, *more)
 
 
 @final
@@ -88,16 +73,12 @@ class HttpConnection(asyncio.Protocol):
         "_body",
         "_deadline",
         "_drained",
-        "_headers",
+        "_head",
         "_http",
         "_network",
-        "_path",
         "_phase",
-        "_query",
-        "_request",
         "_site",
         "_surplus",
-        "_target",
         "_task",
         "_writing_paused",
     )
@@ -113,49 +94,18 @@ class HttpConnection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._body = 0  # bytes of it so far
-        self._request = Request("GET", "")
-        self._headers: Sequence[tuple[str, str]] = ()
-        self._target = self._path = "/"
-        self._query = ""
+        self._head: Head | None = None
 
     # -- called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._network = cast(asyncio.Transport, transport)
-        surplus = self._site.opened(self)
-        if surplus is None:
+        self._surplus = self._site.opened(self)
+        if self._site.draining:
             self._network.abort()
             return
-        self._surplus = surplus
         # From the beginning, or one might connect and say nothing for as long as others may between requests.
         self._end_in(self._site.limits.header_time)
-        if self._site.ssl is not None:
-            self._phase = _TLS
-            self._network.pause_reading()
-            self._task = self._site.tasks.spawn(self._start_tls, self._network, self._site.ssl)
-
-    async def _start_tls(self, network: asyncio.Transport, context: ssl.SSLContext) -> None:
-        limits, secured = self._site.limits, None
-        try:
-            secured = await asyncio.get_running_loop().start_tls(
-                network,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=limits.header_time,
-                ssl_shutdown_timeout=limits.close_timeout,
-            )
-        except OSError:
-            _log.debug("a TLS handshake failed", exc_info=True)
-        finally:
-            self._task = None
-            if secured is None:
-                network.abort()
-                self.connection_lost(None)  # which asyncio does not call for all failures
-        if secured is not None and self._network is not None:
-            self._network = secured
-            self._phase = _IDLE
-            self._read()  # what came with the end of the handshake
 
     def data_received(self, data: bytes) -> None:
         if self._phase == _CLOSING:
@@ -168,7 +118,7 @@ class HttpConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client may close its half when it has sent its request, and still gets the answer."""
-        return self._phase in (_BUSY, _FLUSH)
+        return self._phase in (_BUSY, _FLUSH) and self._site.ssl is None  # over TLS there are no halves
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -194,13 +144,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _read(self) -> None:
         """Parse until a request is whole, or bytes are missing."""
-        if not _TLS < self._phase < _BUSY:
+        if self._phase >= _BUSY:
             return
         try:
             for _ in range(_PIECES):
+                raw = b"" if self._phase == _BODY else self._http.trailing_data[0]
                 event = self._http.next_event()
                 if isinstance(event, h11.Request):
-                    self._begin(event)
+                    self._begin(event, raw)
                     if self._http.they_are_waiting_for_100_continue:
                         # Nothing here takes a body, so none is asked for.
                         self._answer()
@@ -208,80 +159,66 @@ class HttpConnection(asyncio.Protocol):
                 elif isinstance(event, h11.Data):
                     self._count(len(event.data))
                 elif isinstance(event, h11.EndOfMessage):
+                    self._end_body(event)
                     self._answer()
                     return
                 else:
-                    if self._phase == _IDLE and self._http.trailing_data[0]:
+                    if self._phase == _IDLE and raw:
                         self._phase = _HEAD
                         self._end_in(self._site.limits.header_time)
                     return
             asyncio.get_running_loop().call_soon(self._read)
         except h11.RemoteProtocolError as error:
-            self._refuse(_bad_request(error, self._site.limits.head, self._http.trailing_data[0]))
-        except _Refuse as refused:
+            self._refuse(not_http(error, self._site.limits, self._http.trailing_data[0]))
+        except RequestRefused as refused:
             self._refuse(refused.response)
 
-    def _begin(self, event: h11.Request) -> None:
-        """A head is there.
+    def _begin(self, event: h11.Request, raw: bytes) -> None:
+        """A head is there, at the beginning of *raw*.
 
-        :raises _Refuse: for one that is not served.
+        :raises RequestRefused: for one that is not served.
         """
-        limits = self._site.limits
         self._body = 0
-        self._headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
-        self._target = event.target.decode("latin-1")
-        version = event.http_version.decode("latin-1")
-        merged: dict[str, str] = {}
-        for name, value in self._headers:
-            merged[name] = f"{merged[name]}, {value}" if name in merged else value
-        self._path, self._query = _split_target(self._target)
-        endpoint = self._site.endpoint(self._path) or ""
-        self._request = Request(event.method.decode("latin-1"), endpoint, merged, version)
-        if len(self._headers) > limits.headers:
-            raise _Refuse(431, f"more than {limits.headers} headers\n")
-        if version not in ("1.0", "1.1"):
-            raise _Refuse(505, "this server speaks HTTP/1.1\n")
-        length, chunked = merged.get("content-length"), "transfer-encoding" in merged
-        if chunked and (length is not None or version == "1.0"):
-            # Where two readings are possible, a proxy in front may have taken the other one.
-            raise _Refuse(
-                400, "a request has one length: Content-Length or, in HTTP/1.1, Transfer-Encoding\n"
-            )
-        if length is not None and int(length) > limits.body:
-            raise _Refuse(413, f"a body has {limits.body} bytes at the most\n")
+        self._head = head = read_head(event, raw, self._site.limits)
         if self._surplus:
-            raise _Refuse(503, "too many connections\n", ("retry-after", str(_RETRY_AFTER)))
-        if chunked or length not in (None, "0"):
+            raise RequestRefused(refusal(503, "too many connections", _RETRY_AFTER))
+        if head.has_body:
             self._phase = _BODY
-            self._end_in(limits.body_time)
+            self._end_in(self._site.limits.body_time)
 
     def _count(self, size: int) -> None:
         """Some of a body is there. Nothing wants it; it is read so that the connection stays usable."""
         self._body += size
         if self._body > self._site.limits.body:
-            raise _Refuse(413, f"a body has {self._site.limits.body} bytes at the most\n")
+            raise RequestRefused(too_large(self._site.limits))
+
+    def _end_body(self, event: h11.EndOfMessage) -> None:
+        if event.headers:
+            # h11 takes bare line feeds here, and a proxy in front may see another end of the request.
+            raise RequestRefused(plain(400, "trailers after a body are not served\n"))
 
     # -- answering it
 
     def _answer(self) -> None:
         """A whole request is there."""
-        site, request = self._site, self._request
+        site, head = self._site, self._head
+        assert head is not None
         site.counters["requests"] += 1
-        if request.method == "GET" and "upgrade" in request.headers and site.is_websocket(self._path):
-            self._work(self._upgrade)
+        if head.method == "GET" and "upgrade" in head.merged and site.is_websocket(head.path):
+            self._work(self._upgrade, head)
             return
-        parts = site.file(self._path)
+        parts = site.file(head.path)
         if parts is None:
-            self._respond(site.answer(request, self._path))
-        elif request.method in ("GET", "HEAD"):
-            self._work(self._send_file, parts)
+            self._respond(site.answer(head))
+        elif head.method in ("GET", "HEAD"):
+            self._work(self._send_file, head, parts)
         else:
             self._respond(plain(405, "method not allowed\n", ("allow", "GET, HEAD")))
 
     def _work(self, func: Callable[[*Ts], Coroutine[Any, Any, None]], *args: *Ts) -> None:
         """Answer in a task, which ends with the connection."""
         self._phase = _BUSY
-        self._end_in(math.inf)
+        self._end_in(self._site.limits.answer_time)
         if self._network is not None:
             self._network.pause_reading()
         self._task = self._site.tasks.spawn(self._guard, func, args)
@@ -290,7 +227,8 @@ class HttpConnection(asyncio.Protocol):
         try:
             await func(*args)
         except Exception:
-            _log.exception("a request failed: %s %s", self._request.method, ascii(self._path))
+            assert self._head is not None
+            _log.exception("a request failed: %s %s", self._head.method, ascii(self._head.path))
             if self._network is not None and self._http.our_state is h11.SEND_RESPONSE:
                 self._respond(plain(500, "internal error\n"), last=True)
             else:
@@ -300,12 +238,12 @@ class HttpConnection(asyncio.Protocol):
 
     def _respond(self, response: Response, *, last: bool = False) -> None:
         """Send a whole answer."""
-        data = self._head(response, last=last)
+        data = self._format(response, last=last)
         if response.body:
             data += self._http.send(h11.Data(data=response.body))
         self._finish(data)
 
-    def _head(self, response: Response, *, last: bool = False) -> bytes:
+    def _format(self, response: Response, *, last: bool = False) -> bytes:
         """The head of an answer, as bytes."""
         headers = [*response.headers, ("date", email.utils.formatdate(self._site.clock.time(), usegmt=True))]
         if last or self._site.draining or self._http.they_are_waiting_for_100_continue:
@@ -325,7 +263,7 @@ class HttpConnection(asyncio.Protocol):
         if self._writing_paused:
             self._phase = _FLUSH
             self._network.pause_reading()
-            self._end_in(self._site.limits.send_time)
+            self._end_in(self._site.limits.answer_time)
         else:
             self._next()
 
@@ -352,36 +290,33 @@ class HttpConnection(asyncio.Protocol):
 
     # -- files
 
-    async def _send_file(self, parts: tuple[str, ...]) -> None:
+    async def _send_file(self, head: Head, parts: tuple[str, ...]) -> None:
         folder = self._site.static
         assert folder is not None
-        found = await asyncio.to_thread(folder.open, parts)
+        found = await folder.find(parts)
         if found is None:
-            self._respond(self._site.nothing(self._request))
+            self._respond(self._site.nothing(head))
             return
         try:
-            await self._send_found(found)
+            await self._send_found(head, found)
         finally:
             found.close()
 
-    async def _send_found(self, found: StaticFile) -> None:
-        headers = (("cache-control", "no-cache"), ("etag", found.etag), ("x-content-type-options", "nosniff"))
-        if etag_matches(self._request.headers.get("if-none-match"), found.etag):
+    async def _send_found(self, head: Head, found: StaticFile) -> None:
+        headers = [("cache-control", "no-cache"), ("etag", found.etag), ("x-content-type-options", "nosniff")]
+        if etag_matches(head.merged.get("if-none-match"), found.etag):
             self._respond(Response(304, headers))
             return
-        more = (("content-type", found.content_type), ("content-length", str(found.size)))
-        if self._request.method == "HEAD":
-            self._respond(Response(200, (*headers, *more)))
+        headers += [("content-type", found.content_type), ("content-length", str(found.size))]
+        if head.method == "HEAD" or found.size == len(found.first):
+            self._respond(Response(200, headers, b"" if head.method == "HEAD" else found.first))
             return
-        if found.rest is None:
-            self._respond(Response(200, (*headers, *more), found.first))
-            return
-        await self._send_piece(self._head(Response(200, (*headers, *more))))
+        await self._send_piece(self._format(Response(200, headers)))
         left, piece = found.size, found.first
         while piece:
             left -= len(piece)
             await self._send_piece(self._http.send(h11.Data(data=piece)))
-            piece = await asyncio.to_thread(found.rest.read, min(PIECE, left)) if left else b""
+            piece = await found.read(min(PIECE, left))
         self._finish(b"")  # raises for a file that has shrunk meanwhile
 
     async def _send_piece(self, data: bytes) -> None:
@@ -390,24 +325,23 @@ class HttpConnection(asyncio.Protocol):
             return
         self._network.write(data)
         if self._writing_paused:
-            self._end_in(self._site.limits.send_time)
             self._drained = asyncio.get_running_loop().create_future()
             try:
                 await self._drained
             finally:
                 self._drained = None
-            self._end_in(math.inf)
+        self._end_in(self._site.limits.answer_time)
 
     # -- becoming a WebSocket
 
-    async def _upgrade(self) -> None:
+    async def _upgrade(self, head: Head) -> None:
         site, network = self._site, self._network
         try:
-            head = self._shake_hands()
+            answer = self._shake_hands(head)
             await site.acceptor.ensure_running()
-            handshake = self._handshake()
+            handshake = self._handshake(head)
             site.acceptor.admit(handshake)
-        except _Refuse as refused:
+        except RequestRefused as refused:
             self._refuse(refused.response)
             return
         except Refused as refused:
@@ -417,8 +351,8 @@ class HttpConnection(asyncio.Protocol):
             _log.warning("cannot start: %s", exc, exc_info=True)
             self._refuse(refusal(503, "not available right now", _RETRY_AFTER))
             return
-        if network is None or self._network is None:
-            return  # gone meanwhile
+        if network is None or self._phase != _BUSY:
+            return  # gone meanwhile, or it took too long
         early, _ = self._http.trailing_data
         if self._deadline is not None:
             self._deadline.cancel()
@@ -426,7 +360,7 @@ class HttpConnection(asyncio.Protocol):
         site.counters["websockets"] += 1
         pipe = RawPipe(network, site.pipes)
         site.closed(self)
-        network.write(head)
+        network.write(answer)
         transport = pipe.transport
         try:
             transport.drive(site.acceptor.connect(transport, handshake))
@@ -437,38 +371,32 @@ class HttpConnection(asyncio.Protocol):
         if early:
             pipe.data_received(early)
 
-    def _shake_hands(self) -> bytes:
-        """The head of the answer that takes the handshake.
+    def _shake_hands(self, head: Head) -> bytes:
+        """The answer that takes the handshake.
 
-        :raises _Refuse: for one that is not taken.
+        :raises RequestRefused: for one that is not taken.
         """
         if self._site.draining:
-            raise _Refuse(503, "draining\n", ("retry-after", "1"))
-        if (
-            self._request.headers.get("content-length", "0") != "0"
-            or "transfer-encoding" in self._request.headers
-        ):
-            raise _Refuse(400, "a WebSocket handshake has no body\n")
-        if self._request.http_version != "1.1":
+            raise RequestRefused(refusal(503, "draining", 1))
+        if head.has_body:
+            raise RequestRefused(plain(400, "a WebSocket handshake has no body\n"))
+        if head.version != "1.1":
             more = (("upgrade", "websocket"), ("connection", "Upgrade"))
-            raise _Refuse(426, "a WebSocket handshake is HTTP/1.1\n", *more)
-        head = upgrade(self._target, self._headers)
-        if isinstance(head, Response):
-            refuse = _Refuse(head.status, "")
-            refuse.response = head
-            raise refuse
-        return head
+            raise RequestRefused(plain(426, "a WebSocket handshake is HTTP/1.1\n", *more))
+        answer = upgrade(head.target, head.headers)
+        if isinstance(answer, Response):
+            raise RequestRefused(answer)
+        return answer
 
-    def _handshake(self) -> Handshake:
-        network = self._network
-        peer = None if network is None else network.get_extra_info("peername")
-        secure = network is not None and network.get_extra_info("ssl_object") is not None
+    def _handshake(self, head: Head) -> Handshake:
+        peer = None if self._network is None else self._network.get_extra_info("peername")
         return Handshake(
-            path=self._path,
-            headers=tuple(self._headers),
-            query=self._query,
+            path=head.path,
+            headers=tuple(head.headers),
+            query=head.query,
             address=str(peer[0]) if isinstance(peer, tuple) and peer else "",
-            secure=True if secure else None,
+            # Without TLS of our own there may still be some at a proxy's.
+            secure=None if self._site.ssl is None else True,
         )
 
     # -- the ways to an end
@@ -480,8 +408,6 @@ class HttpConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection, without a word."""
-        if self._phase == _TLS and self._task is not None:
-            self._task.cancel()
         if self._network is not None:
             self._network.abort()
 
@@ -498,6 +424,9 @@ class HttpConnection(asyncio.Protocol):
             self._hang_up()
         elif self._phase in (_HEAD, _BODY):
             self._refuse(plain(408, "the request took too long\n"))
+        elif self._task is not None and self._http.our_state is h11.SEND_RESPONSE:
+            self._task.cancel()
+            self._refuse(refusal(503, "not available right now", _RETRY_AFTER))
         else:
             self.abort()
 
@@ -522,25 +451,3 @@ class HttpConnection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return f"<HttpConnection {_PHASES[self._phase]}>"
-
-
-def _split_target(target: str) -> tuple[str, str]:
-    """The decoded path and the raw query of a request target."""
-    if not target.startswith("/") and "://" in target:
-        # The absolute form, which every server must take (RFC 9112, section 3.2.2).
-        target = "/" + target.partition("://")[2].partition("/")[2]
-    path, _, query = target.partition("?")
-    return unquote(path), query
-
-
-def _bad_request(error: h11.RemoteProtocolError, limit: int, data: bytes) -> Response:
-    """The answer to what is not HTTP, or too much of it."""
-    status = error.error_status_hint
-    if data[:1] and data[0] == _TLS_HANDSHAKE:
-        _log.debug("a TLS handshake on a plain port")
-        return plain(400, "This port speaks plain HTTP, and this was TLS: use http:// and ws://.\n")
-    if status == 431:
-        return plain(431, f"the head of a request has {limit} bytes at the most\n")
-    if status == 501:
-        return plain(501, "the only Transfer-Encoding served is chunked\n")
-    return plain(400, f"not a valid HTTP/1.1 request: {error}\n")

@@ -19,7 +19,8 @@ class ServerLimits:
     :param header_time: from the first byte of a request, or the opening of the connection and TLS, until the head is
         there; else 408.
     :param body_time: from the head until the body is there; else 408.
-    :param send_time: until an answer, or 64 KiB of a larger one, has left; else the connection is dropped.
+    :param answer_time: from the request being there until there is an answer (else 503), and then until it has left,
+        or the next 64 KiB of it (else the connection is dropped).
     :param idle_time: between requests; then the connection is closed.
     :param connections: open at once, WebSockets included; more are answered 503.
     :param close_timeout: that a closing connection may take, flushing included. Keep it below the hub's
@@ -35,7 +36,7 @@ class ServerLimits:
     body: int = 1024 * 1024
     header_time: float = 10.0
     body_time: float = 30.0
-    send_time: float = 30.0
+    answer_time: float = 30.0
     idle_time: float = 30.0
     connections: int = 20_000
     close_timeout: float = 4.0

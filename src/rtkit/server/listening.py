@@ -6,13 +6,15 @@ asyncio's own server could do it, but not these things:
   and again when those go off (CPython issue 151615). Here one line is logged, and after a second it is tried again.
 - *A storm*: it accepts as many in one loop turn as the backlog allows, while everybody else waits. Here it is a
   small number a turn.
-- *The end*: what it has accepted and not yet handed over is nobody's when it closes.
+- *The end*: what it has accepted and not yet handed over, such as a TLS handshake under way, is nobody's when it
+  closes; and cannot be counted before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import socket
@@ -119,18 +121,46 @@ class Listener:
         self._pause = self._site.deadlines.at(self._site.clock.monotonic() + _PAUSE, self.start)
 
     def _hand_over(self, sock: socket.socket) -> None:
-        self._site.arriving += 1
-        _ = self._site.tasks.spawn(self._take, sock)
+        site = self._site
+        if site.crowded:
+            site.counters["dropped"] += 1
+            sock.close()
+            return
+        deadline = None
+        task = site.tasks.spawn(self._take, sock)
+        site.arriving.add(task)
+        if site.ssl is not None:
+            when = site.clock.monotonic() + site.limits.header_time
+            deadline = site.deadlines.at(when, self._too_slow, task, patient=True)
+        task.add_done_callback(functools.partial(self._taken, sock, deadline))
 
     async def _take(self, sock: socket.socket) -> None:
+        """Give a connection its transport; with TLS that takes a handshake."""
+        limits = self._site.limits
+        options: dict[str, Any] = {}
+        if self._site.ssl is not None:
+            options |= {
+                "ssl": self._site.ssl,
+                "ssl_handshake_timeout": limits.header_time,
+                "ssl_shutdown_timeout": limits.close_timeout,
+            }
         try:
-            await self._loop.connect_accepted_socket(lambda: HttpConnection(self._site), sock)
+            await self._loop.connect_accepted_socket(lambda: HttpConnection(self._site), sock, **options)
         except OSError:
             _log.debug("a connection was lost as it began", exc_info=True)
             sock.close()
-        finally:
-            self._site.arriving -= 1
-            self._site.pipes.on_closed()
+
+    def _too_slow(self, task: asyncio.Task[None]) -> None:
+        self._site.counters["timeouts"] += 1
+        task.cancel()
+
+    def _taken(self, sock: socket.socket, deadline: Deadline | None, task: asyncio.Task[None]) -> None:
+        if deadline is not None:
+            deadline.cancel()
+        if task.cancelled():
+            sock.close()  # nobody has, if the task had not begun
+        self._site.arriving.discard(task)
+        self._site.pipes.on_closed()
 
     def __repr__(self) -> str:
         return f"<Listener {self.address!r}{' closed' if self._closed else ''}>"

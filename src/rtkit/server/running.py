@@ -113,5 +113,8 @@ async def _running(
         try:
             server.stop_accepting()
             await hub.aclose()
+        except BaseException:
+            server.abort()
+            raise
         finally:
             await server.aclose()

@@ -140,6 +140,8 @@ class Server:
             with suppress(OSError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
+        for task in self._site.arriving:
+            task.cancel()
         for connection in list(self._site.open):
             connection.drain()
 
@@ -153,7 +155,7 @@ class Server:
         self.stop_accepting()
         try:
             async with timeout(self._site.clock, self._limits.drain_timeout):
-                while self._site.open:
+                while self._site.open or self._site.arriving:
                     await self._change()
         except TimeoutError:
             _log.warning("dropping %d requests that did not end", len(self._site.open))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from .limits import ServerLimits
 from .static import StaticFolder, safe_parts
 
 if TYPE_CHECKING:
+    from .heads import Head
     from .http import HttpConnection
 
 __all__ = ["Site"]
@@ -34,7 +36,7 @@ class Site:
 
     :param path: where the hub is mounted; empty for the root.
     :param ssl: None where TLS is not spoken.
-    :ivar arriving: connections that were accepted and have no transport yet.
+    :ivar arriving: tasks that give an accepted connection its transport; with TLS, a handshake.
     :ivar open: connections that speak HTTP.
     :ivar draining: no connection is kept alive beyond its answer.
     """
@@ -83,7 +85,7 @@ class Site:
             close_timeout=limits.close_timeout,
         )
         self.open: set[HttpConnection] = set()
-        self.arriving = 0
+        self.arriving: set[asyncio.Task[None]] = set()
         self.counters: Counter[str] = Counter()
         self.draining = False
 
@@ -92,17 +94,19 @@ class Site:
     @property
     def size(self) -> int:
         """Open connections of both kinds, and those that are about to be."""
-        return len(self.open) + len(self.pipes.open) + self.arriving
+        return len(self.open) + len(self.pipes.open) + len(self.arriving)
 
-    def opened(self, connection: HttpConnection) -> bool | None:
-        """A connection was made: whether it is one too many; None when not even a refusal can be afforded."""
+    @property
+    def crowded(self) -> bool:
+        """Not even a refusal can be afforded."""
+        most = self.limits.connections
+        return self.size >= most + most // 8 + 8
+
+    def opened(self, connection: HttpConnection) -> bool:
+        """A connection was made: whether it is one too many."""
         self.counters["accepted"] += 1
-        most, size = self.limits.connections, len(self.open) + len(self.pipes.open)
-        if self.draining or size >= most + most // 8 + 8:
-            self.counters["dropped"] += 1
-            return None
         self.open.add(connection)
-        return size >= most
+        return len(self.open) + len(self.pipes.open) > self.limits.connections
 
     def closed(self, connection: HttpConnection) -> None:
         """It is gone, or speaks WebSocket now."""
@@ -126,15 +130,16 @@ class Site:
         """What to look up in the static folder; None for a path that is not to be looked up."""
         return None if self.static is None or self._hubs(path) else safe_parts(path)
 
-    def answer(self, request: Request, path: str) -> Response:
+    def answer(self, head: Head) -> Response:
         """What to answer to a request that is neither a WebSocket's nor a file's."""
-        if self._hubs(path):
-            return self.endpoints.answer(request)
-        return self.nothing(request)
+        if not self._hubs(head.path):
+            return self.nothing(head)
+        endpoint = self.endpoint(head.path) or ""
+        return self.endpoints.answer(Request(head.method, endpoint, head.merged, head.version))
 
-    def nothing(self, request: Request) -> Response:
+    def nothing(self, head: Head) -> Response:
         """There is nothing."""
-        return plain(404, _NOTHING.format(path=self.path), head=request.method == "HEAD")
+        return plain(404, _NOTHING.format(path=self.path), head=head.method == "HEAD")
 
     def _hubs(self, path: str) -> bool:
         """Whether plain HTTP at this path is the hub's to answer."""

@@ -11,9 +11,9 @@ The answer to all of it is 404, so that nobody learns what exists. Folders are n
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Final, final
@@ -75,30 +75,47 @@ def safe_parts(path: str) -> tuple[str, ...] | None:
 
 
 @final
-@dataclass(slots=True)
 class StaticFile:
     """A file that was found, and opened.
 
     :ivar first: its beginning, at most :data:`PIECE` bytes.
-    :ivar rest: to be read on from; None when *first* is all.
     """
 
-    size: int
-    etag: str
-    content_type: str
-    first: bytes
-    rest: FileIO | None
+    __slots__ = ("_busy", "_rest", "content_type", "etag", "first", "size")
+
+    def __init__(self, size: int, etag: str, content_type: str, first: bytes, rest: FileIO | None) -> None:
+        self.size = size
+        self.etag = etag
+        self.content_type = content_type
+        self.first = first
+        self._rest = rest
+        self._busy: asyncio.Future[bytes] | None = None
+
+    async def read(self, size: int) -> bytes:
+        """What follows, at most so many bytes; empty at the end.
+
+        Cancellation: safe; only :meth:`close` may be called then.
+        """
+        if self._rest is None or not size:
+            return b""
+        self._busy = asyncio.get_running_loop().run_in_executor(None, _read, self._rest, size)
+        return await asyncio.shield(self._busy)
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
-        rest, self.rest = self.rest, None
-        if rest is not None:
+        rest, self._rest = self._rest, None
+        if rest is None:
+            return
+        if self._busy is None or self._busy.done():
             rest.close()
+        else:
+            # A descriptor that is closed while a thread reads may be somebody else's socket by then.
+            self._busy.add_done_callback(lambda _: rest.close())
 
 
 @final
 class StaticFolder:
-    """See the module's docstring. Its methods block, and are called in threads.
+    """See the module's docstring.
 
     :param root: the folder.
     :raises UsageError: when there is none.
@@ -111,8 +128,20 @@ class StaticFolder:
         if not self.root.is_dir():
             raise UsageError(f"static={os.fspath(root)!r}: there is no such folder")
 
+    async def find(self, parts: tuple[str, ...]) -> StaticFile | None:
+        """The file at *parts* below the folder; None when there is none that may be shown. Looks in a thread.
+
+        Cancellation: safe.
+        """
+        looking = asyncio.get_running_loop().run_in_executor(None, self.open, parts)
+        try:
+            return await asyncio.shield(looking)
+        except asyncio.CancelledError:
+            looking.add_done_callback(_close_late)
+            raise
+
     def open(self, parts: tuple[str, ...]) -> StaticFile | None:
-        """The file at *parts* below the folder; None when there is none that may be shown."""
+        """The same, in this thread, which it blocks."""
         try:
             path = self.root.joinpath(*parts).resolve(strict=True)
             if not path.is_relative_to(self.root):
@@ -144,6 +173,12 @@ class StaticFolder:
 
     def __repr__(self) -> str:
         return f"<StaticFolder {str(self.root)!r}>"
+
+
+def _close_late(looking: asyncio.Future[StaticFile | None]) -> None:
+    """Nobody waits for it any more."""
+    if not looking.cancelled() and looking.exception() is None and (found := looking.result()) is not None:
+        found.close()
 
 
 def _read(file: FileIO, size: int) -> bytes:

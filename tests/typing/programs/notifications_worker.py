@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from rtkit import Grant, History, Published, Publisher, Router
 from rtkit.brokers import Broker
@@ -29,7 +28,7 @@ class ExportFailed:
 
 def room_of(user: str) -> str:
     """The room of a user, whatever characters the id is made of."""
-    return f"user:{quote(user, safe='@')}"
+    return notifications.name(user=user)
 
 
 router = Router[None]()

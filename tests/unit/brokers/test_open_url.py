@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, EntryPoints
+from email.message import Message
+from importlib.metadata import EntryPoint, EntryPoints, PackageNotFoundError
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -130,15 +134,61 @@ def test_a_known_scheme_is_told_what_to_install(
     monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str
 ) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: EntryPoints())
+    provided(monkeypatch, "jwt", extra)
     with pytest.raises(UsageError) as caught:
         open_url(f"{scheme}://:secret@host")
     assert str(caught.value) == (
         f'no broker for {scheme}:// is installed; there are memory://; pip install "rtkit[{extra}]" brings it'
     )
+    for extras in (("jwt",), (), None):  # of a release that has not got that far; run from its sources
+        if extras is None:
+            missing(monkeypatch)
+        else:
+            provided(monkeypatch, *extras)
+        with pytest.raises(UsageError) as caught:
+            open_url(f"{scheme}://:secret@host")
+        assert str(caught.value) == (
+            f"no broker for {scheme}:// is installed; there are memory://; rtkit brings none yet"
+        )
+
+
+def provided(monkeypatch: pytest.MonkeyPatch, *extras: str) -> None:
+    """rtkit has these extras, and no others."""
+    found = Message()
+    for extra in extras:
+        found["Provides-Extra"] = extra
+
+    def metadata(name: str) -> Any:
+        assert name == "rtkit"
+        return found
+
+    monkeypatch.setattr("importlib.metadata.metadata", metadata)
+
+
+def missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rtkit is on the path, and was not installed."""
+
+    def metadata(name: str) -> Any:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.metadata", metadata)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys", "nats"])
+def test_the_advice_can_be_followed(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """What it says to install is something that can be installed."""
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: EntryPoints())
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))["project"]
+    with pytest.raises(UsageError) as caught:
+        open_url(f"{scheme}://host")
+    advised = re.findall(r"rtkit\[(\w+)\]", str(caught.value))
+    assert set(advised) <= set(project["optional-dependencies"])
+    assert bool(advised) != ("rtkit brings none yet" in str(caught.value))
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_plug_in_that_cannot_be_loaded_says_why() -> None:
+def test_a_plug_in_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    provided(monkeypatch, "redis")
     with pytest.raises(UsageError, match="No module named 'a_plug_in_that_is_not_there'") as caught:
         open_url("broken://")
     assert isinstance(caught.value.__cause__, ImportError)

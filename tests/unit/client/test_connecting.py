@@ -245,11 +245,33 @@ async def test_a_refusal_is_final(code: int, close: int) -> None:
         raise Error(code, "go away")
 
     server.on["connect"] = refuse
+    async with running(server, wait=False) as client:
+        await server.pass_(1.9)
+        assert client.state == "connecting", "a server that refuses closes, and is given the time"
+        await server.pass_(0.1)
+        with pytest.raises(ConnectionClosed) as caught:
+            await client.wait_state("connected")
+        assert (caught.value.code, client.close_code) == (close, close)
+        assert "go away" in caught.value.reason
+        assert isinstance(caught.value.__cause__, CallError)
+        assert caught.value.__cause__.code == code
+
+
+@pytest.mark.parametrize(
+    "close, told", [(3500, 3500), (3507, 3507), (4567, 4567), (3005, 3507), (1006, 3507), (1000, 3507)]
+)
+async def test_the_code_that_a_refusing_server_closes_with_counts(close: int, told: int) -> None:
+    """Unless it does not say to stay away, as the error did."""
+    server = FakeServer()
+
+    def refuse(body: Any) -> None:
+        asyncio.get_running_loop().call_soon(server.wire.cut, close, "away")
+        raise Error(103, "members only")
+
+    server.on["connect"] = refuse
     error = await failing(server)
-    assert error.code == close
-    assert "go away" in error.reason
-    assert isinstance(error.__cause__, CallError)
-    assert error.__cause__.code == code
+    assert error.code == told
+    assert error.reason == "members only (error 103)"
 
 
 async def test_a_temporary_refusal_is_not() -> None:
@@ -335,10 +357,54 @@ async def test_a_stall_of_ours_is_not_the_servers_silence() -> None:
         await server.pass_(2)
         assert client.state == "connected"
         server.clock.stall(40)
-        await server.pass_(0.9)
-        assert client.client_id == "c1"
+        await server.pass_(4.9)
+        assert client.client_id == "c1", (
+            "there may be something to read; the server may have been stalled with us"
+        )
         await server.pass_(2)
         assert client.client_id == "c2"
+
+
+@pytest.mark.parametrize(
+    "before, seconds", [(0.0, 35.5), (24.9, 10.5), (24.9, 11.0), (30.0, 5.2), (34.0, 1.5)]
+)
+async def test_nor_is_a_stall_that_ends_just_when_the_silence_has_lasted_too_long(
+    before: float, seconds: float
+) -> None:
+    """F5: by how much the last look is late does not tell how long the stall was."""
+    server = FakeServer()
+    async with running(server) as client:
+        await server.pass_(before)
+        server.clock.stall(seconds)
+        await server.clock.settle()
+        if before + seconds > 35 and seconds < 4:
+            # Too short to be noticed, and the server had been silent for 34 s before it.
+            assert client.state == "waiting"
+            return
+        assert client.state == "connected"
+        server.wire.say({})
+        await server.pass_(30)
+        assert client.client_id == "c1"
+        await server.pass_(36)
+        assert client.client_id == "c2", "real silence"
+
+
+async def test_looking_for_silence_costs_little() -> None:
+    """While pings come, it looks when the next one is due, and not more often."""
+    server = FakeServer()
+    async with running(server):
+        await server.pass_(10)
+        server.wire.say({})
+        assert server.clock.next_at == 1025
+        await server.pass_(15)
+        assert server.clock.next_at == 1035
+        server.wire.say({})
+        await server.pass_(10)
+        assert server.clock.next_at == 1050
+        await server.pass_(15)
+        assert server.clock.next_at == 1052.5
+        await server.pass_(9.9)
+        assert server.clock.next_at == 1060
 
 
 async def test_garbage_ends_the_connection_not_the_client() -> None:

@@ -151,10 +151,29 @@ async def test_pushed_gaps_and_positions() -> None:
         server.wire.push(channel="r", gap={"from": 3, "to": 7, "epoch": "e", "reason": "trimmed"})
         server.wire.push(channel="r", position={"epoch": "e", "offset": 7})
         server.wire.push(channel="r", pub=pub(8))
-        server.wire.say({"push": {"position": {"channel": "r", "epoch": "f", "offset": 1}}})
-        server.wire.push(channel="r", pub=pub(2))
+        server.wire.say({"push": {"position": {"channel": "r", "epoch": "f", "offset": 8}}})
+        server.wire.push(channel="r", pub=pub(9))
         await server.clock.settle()
-        assert take(room) == [Gap(3, 7, "e", "trimmed"), 8, Gap(0, 1, "f", "epoch"), 2]
+        assert take(room) == [Gap(3, 7, "e", "trimmed"), 8, 9]
+        assert room.position == Position("f", 9)
+        assert len(server.wire.of("subscribe")) == 1
+
+
+async def test_a_position_where_it_does_not_stand_makes_it_join_again() -> None:
+    """H3, H10: from where it stands; the server knows what that is in the new epoch."""
+    server = FakeServer()
+    answers(server, sub("e", 3), sub("f", 5, pub(4), pub(5), recovered=True))
+    async with running(server) as client:
+        room = await client.join("r")
+        server.wire.push(channel="r", position={"epoch": "f", "offset": 5})
+        server.wire.push(channel="r", pub=pub(6))
+        await server.clock.settle()
+        again = server.wire.of("subscribe")[1]
+        assert (again.recover, again.epoch, again.offset) == (True, "e", 3)
+        server.wire.push(channel="r", pub=pub(6))
+        await server.clock.settle()
+        assert take(room) == [4, 5, 6]
+        assert room.position == Position("f", 6)
 
 
 async def test_a_hole_makes_it_join_again_and_at_a_slower_pace_each_time() -> None:
@@ -583,6 +602,28 @@ async def test_an_own_room_with_a_wish_is_joined_anew() -> None:
         await server.clock.settle()
         assert take(room) == [2, 3]
         assert server.wire.of("unsubscribe")
+
+
+async def test_an_own_room_moved_while_connecting_is_not_taken_for_recovered() -> None:
+    """H3: what the server recovers is where the room stood when connect was written."""
+    server = FakeServer()
+    server.hello["subs"] = {"u": sub("new", 3)}
+    answers(server, sub("new", 3, was_recovering=True))
+    async with running(server) as client:
+        server.on["connect"] = lambda body: None
+        await lose(server)
+        [asked] = server.wire.of("connect")
+        assert asked.subs["u"].epoch == "new"
+        room = client.join("u", since=Position("old", 2))
+        subs = {"u": sub("new", 3, recovered=True, was_recovering=True)}
+        server.wire.reply(server.wire.last("connect"), connect={**server.hello, "subs": subs})
+        await room.joined()
+        await server.clock.settle()
+        [asked] = server.wire.of("subscribe")
+        assert (asked.recover, asked.epoch, asked.offset) == (True, "old", 2)
+        [gap] = take(room)
+        assert isinstance(gap, Gap)
+        assert gap.epoch == "new"
 
 
 async def test_a_room_joined_offline_that_the_server_puts_us_in() -> None:

@@ -201,18 +201,152 @@ def test_a_gap_that_begins_beyond_our_position_hides_a_hole() -> None:
     assert drain(state) == []
 
 
-def test_a_new_epoch_without_a_gap_is_one() -> None:
+def test_a_gap_in_a_new_epoch_that_begins_beyond_our_position_hides_a_hole() -> None:
+    for reason in ("rollback", "trimmed", "whatever"):
+        state = joined(3)
+        assert state.told_gap(GapBody("r", 5, 5, "f", reason)) is Do.REJOIN
+        assert state.at == Position(E, 3)
+        assert state.told_gap(GapBody("r", 3, 5, "f", reason)) is Do.NOTHING
+        assert state.at == Position("f", 5)
     state = joined(3)
-    assert state.told_position("f", 2) is Do.NOTHING
-    assert drain(state) == [Gap(0, 2, "f", "epoch")]
-    assert state.at == Position("f", 2)
+    assert state.told_gap(GapBody("r", 5, 5, "f", "epoch")) is Do.NOTHING, (
+        "anything may be missing of the old"
+    )
+    assert state.at == Position("f", 5)
 
 
-def test_a_position_ahead_in_our_epoch_hides_a_hole() -> None:
+# -- positions that are pushed (H10)
+
+
+def test_a_new_epoch_where_we_stand_is_no_loss() -> None:
     state = joined(3)
-    assert state.told_position(E, 3) is Do.NOTHING
-    assert state.told_position(E, 2) is Do.NOTHING
-    assert state.told_position(E, 4) is Do.REJOIN
+    state.published(pub(4))
+    assert state.told_position("f", 4) is Do.NOTHING
+    assert state.published(pub(5)) is Do.NOTHING
+    assert state.at == Position("f", 5)
+    first, second = state.take(), state.take()
+    assert isinstance(first, Message)
+    assert isinstance(second, Message)
+    assert (first.position, second.position) == (Position(E, 4), Position("f", 5))
+    assert state.take() is None
+    assert state.statistics().gaps == 0
+    assert state.request().epoch == "f"
+
+
+def test_and_it_is_our_position_as_soon_as_the_queue_is_empty() -> None:
+    state = joined(3)
+    state.told_position("f", 3)
+    assert state.position == Position("f", 3)
+    state.published(pub(4))
+    assert state.position == Position("f", 3), "not the old epoch, which the server may forget first"
+    state.told_position("g", 4)
+    assert state.position == Position("f", 3), "what waits was not handed out yet"
+    state.take()
+    assert state.position == Position("g", 4)
+
+
+def test_a_new_epoch_elsewhere_is_for_the_server_to_judge() -> None:
+    for offset in (0, 2, 4, 9):
+        state = joined(3)
+        assert state.told_position("f", offset) is Do.REJOIN
+        request = state.request()
+        assert (request.recover, request.epoch, request.offset) == (True, E, 3)
+        assert drain(state) == []
+
+
+def test_a_hole_before_a_new_epoch_is_seen() -> None:
+    """4 was lost on the way; the hub believes that we stand there."""
+    state = joined(3)
+    assert state.told_position("f", 4) is Do.REJOIN
+    state.request()
+    assert state.accept(result(5, 4, 5, epoch="f", recovered=True)) is Do.NOTHING
+    assert drain(state) == [4, 5]
+
+
+def test_the_same_position_again_says_nothing_new() -> None:
+    state = joined(3)
+    for epoch in (E, "", "f", "f", "", "g", "f"):
+        assert state.told_position(epoch, 3) is Do.NOTHING
+    assert state.at == Position("f", 3)
+
+
+def test_another_place_in_our_own_epoch_is_for_the_server_to_judge() -> None:
+    """Ahead there is a hole. Behind, what comes next would be dropped as a duplicate."""
+    for epoch in (E, ""):
+        for offset in (4, 2, 0):
+            state = joined(3)
+            assert state.told_position(epoch, offset) is Do.REJOIN
+            assert state.at == Position(E, 3)
+
+
+def test_a_stale_position_after_more_came_is_for_the_server_to_judge() -> None:
+    state = joined(3)
+    state.told_position("f", 3)
+    state.published(pub(4))
+    assert state.told_position("f", 3) is Do.REJOIN
+
+
+def test_a_position_while_joining_belongs_to_the_past() -> None:
+    state = joined(3)
+    assert state.published(pub(5)) is Do.REJOIN
+    state.request()
+    assert state.told_position("f", 3) is Do.NOTHING
+    assert state.at == Position(E, 3)
+    assert state.accept(result(5, 4, 5, epoch="f", recovered=True)) is Do.NOTHING
+    assert state.at == Position("f", 5)
+    assert drain(state) == [4, 5]
+
+
+def test_a_position_before_the_first_join_is_answered_is_ignored() -> None:
+    state = RoomState("r")
+    state.request()
+    assert state.told_position("f", 3) is Do.NOTHING
+    assert state.at is None
+    state.accept(result(7))
+    assert state.at == Position(E, 7)
+
+
+def test_a_position_while_out_or_deaf_is_ignored() -> None:
+    for stay in (False, True):
+        state = joined(0, max_queue=1)
+        state.published(pub(1))
+        assert state.published(pub(2)) is Do.PAUSE
+        state.pause(stay=stay)
+        assert state.told_position("f", 1) is Do.NOTHING
+        assert state.at == Position(E, 1), "2 was not taken, and the server must be asked for it"
+    state = joined(3)
+    state.lost()
+    assert state.told_position("f", 3) is Do.NOTHING
+    assert state.at == Position(E, 3)
+    state.end(None)
+    assert state.told_position("f", 3) is Do.NOTHING
+
+
+def test_a_position_needs_no_room_in_the_queue() -> None:
+    state = joined(0, max_queue=1)
+    state.published(pub(1))
+    assert state.told_position("f", 1) is Do.NOTHING
+    assert state.at == Position("f", 1)
+    assert state.published(pub(2)) is Do.PAUSE
+    state.pause(stay=False)
+    state.take()
+    request = state.request()
+    assert (request.epoch, request.offset) == ("f", 1)
+
+
+def test_our_own_messages_count_for_a_position() -> None:
+    state = joined(0, echo=False, own={"me"})
+    state.published(pub(1, "me"))
+    assert state.told_position("f", 1) is Do.NOTHING
+    assert state.at == state.position == Position("f", 1)
+
+
+def test_a_position_in_a_room_without_history_says_nothing() -> None:
+    state = RoomState("r")
+    state.request()
+    state.accept(SubscribeResult())
+    assert state.told_position("f", 3) is Do.NOTHING
+    assert state.at is None
 
 
 # -- being taken out
@@ -294,7 +428,6 @@ def test_a_gap_that_does_not_fit_is_told_later() -> None:
     state.published(pub(1))
     assert state.told_gap(GapBody("r", 1, 5, E, "trimmed")) is Do.PAUSE
     assert state.at == Position(E, 1)
-    assert state.told_position("f", 5) is Do.PAUSE
 
 
 def test_without_history_the_oldest_go_and_one_gap_says_so() -> None:

@@ -29,6 +29,7 @@ class Tokens:
 def expiring(server: FakeServer, refuse: set[str] | None = None) -> None:
     def connect(body: Any) -> Any:
         if refuse is None or body.token in refuse:
+            asyncio.get_running_loop().call_soon(server.wire.cut, 3005, "expired")  # as a hub does
             raise Error(109, "token expired")
         return server.hello
 

@@ -91,7 +91,8 @@ async def test_many_pipelined_requests_do_not_hold_up_others(world: ServerWorld)
 
 
 @pytest.mark.parametrize(
-    "request_", [get(version="1.0"), get("/rt/ready", "Connection: close"), get("/rt/ready", "connection: CLOSE")]
+    "request_",
+    [get(version="1.0"), get("/rt/ready", "Connection: close"), get("/rt/ready", "connection: CLOSE")],
 )
 async def test_clients_that_want_one_answer(world: ServerWorld, request_: bytes) -> None:
     client = await world.ask(request_)
@@ -111,7 +112,9 @@ async def test_a_client_may_close_its_half_before_the_answer(world: ServerWorld)
     assert client.gone
 
 
-@pytest.mark.parametrize("data", [b"", b"GET", get()[:-1], b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab"])
+@pytest.mark.parametrize(
+    "data", [b"", b"GET", get()[:-1], b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab"]
+)
 async def test_a_client_that_leaves_in_the_middle(world: ServerWorld, data: bytes) -> None:
     client = await world.ask(data)
     client.sock.shutdown(socket.SHUT_WR)
@@ -132,7 +135,7 @@ async def test_a_client_that_leaves_in_the_middle(world: ServerWorld, data: byte
         b"Content-Length: 5, 5\r\n\r\nhello",
         b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
         b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        b"Transfer-Encoding: Chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nTrailer: x\r\n\r\n",
+        b"Transfer-Encoding: Chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\n\r\n",
         b"Content-Length: 1048576\r\n\r\n" + b"x" * 1048576,
         b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n",
     ],
@@ -171,7 +174,11 @@ async def test_nobody_is_told_to_go_on_with_a_body_that_is_not_wanted(world: Ser
     [
         b"Content-Length: 1048577\r\n\r\n",
         b"Content-Length: 99999999999999999999\r\n\r\n",
-        b"Transfer-Encoding: chunked\r\n\r\n" + b"20000\r\n" + b"x" * 0x20000 + b"\r\n" + (b"E0001\r\n" + b"x" * 0xE0001),
+        b"Transfer-Encoding: chunked\r\n\r\n"
+        + b"20000\r\n"
+        + b"x" * 0x20000
+        + b"\r\n"
+        + (b"E0001\r\n" + b"x" * 0xE0001),
     ],
 )
 async def test_a_body_that_is_too_large(world: ServerWorld, request_: bytes) -> None:
@@ -199,6 +206,8 @@ async def finished(world: ServerWorld, client: Client) -> None:
 # -- what is not HTTP ----------------------------------------------------------------------------------
 
 HOST = b"\r\nHost: x\r\n"
+POST = b"POST / HTTP/1.1" + HOST
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
 BAD: list[tuple[str, bytes, int]] = [
     ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 400),
@@ -219,22 +228,28 @@ BAD: list[tuple[str, bytes, int]] = [
     ("no name", b"GET / HTTP/1.1" + HOST + b": x\r\n\r\n", 400),
     ("a space before the colon", b"GET / HTTP/1.1" + HOST + b"X : y\r\n\r\n", 400),
     ("a continued line first", b"GET / HTTP/1.1\r\n X: y" + HOST + b"\r\n", 400),
-    ("both lengths", b"POST / HTTP/1.1" + HOST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    ("both, the other way", b"POST / HTTP/1.1" + HOST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400),
+    ("both lengths", POST + b"Content-Length: 3\r\n" + CHUNKED + b"\r\n0\r\n\r\n", 400),
+    ("both, the other way", POST + CHUNKED + b"Content-Length: 3\r\n\r\n0\r\n\r\n", 400),
     ("chunks in HTTP/1.0", b"POST / HTTP/1.0" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    ("two lengths", b"POST / HTTP/1.1" + HOST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
-    ("lengths in a list", b"POST / HTTP/1.1" + HOST + b"Content-Length: 3, 4\r\n\r\nabc", 400),
-    ("a negative length", b"POST / HTTP/1.1" + HOST + b"Content-Length: -3\r\n\r\nabc", 400),
-    ("a length with a sign", b"POST / HTTP/1.1" + HOST + b"Content-Length: +3\r\n\r\nabc", 400),
-    ("a length in letters", b"POST / HTTP/1.1" + HOST + b"Content-Length: 0x3\r\n\r\nabc", 400),
-    ("a length of 5,000 digits", b"POST / HTTP/1.1" + HOST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
-    ("another coding", b"POST / HTTP/1.1" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
-    ("chunked twice", b"POST / HTTP/1.1" + HOST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
-    ("a chunk of no size", b"POST / HTTP/1.1" + HOST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
-    ("a chunk that is longer than it says", b"POST / HTTP/1.1" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", 400),
-    ("a huge chunk", b"POST / HTTP/1.1" + HOST + b"Transfer-Encoding: chunked\r\n\r\n" + b"F" * 21 + b"\r\n", 400),
+    ("two lengths", POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
+    ("lengths in a list", POST + b"Content-Length: 3, 4\r\n\r\nabc", 400),
+    ("a negative length", POST + b"Content-Length: -3\r\n\r\nabc", 400),
+    ("a length with a sign", POST + b"Content-Length: +3\r\n\r\nabc", 400),
+    ("a length in letters", POST + b"Content-Length: 0x3\r\n\r\nabc", 400),
+    ("a length of 5,000 digits", POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+    ("another coding", POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
+    ("chunked twice", POST + CHUNKED + CHUNKED + b"\r\n", 501),
+    ("a chunk of no size", POST + CHUNKED + b"\r\nxyz\r\n", 400),
+    ("a chunk that is longer than it says", POST + CHUNKED + b"\r\n1\r\nab\r\n", 400),
+    ("a huge chunk", POST + CHUNKED + b"\r\n" + b"F" * 21 + b"\r\n", 400),
+    ("trailers", POST + CHUNKED + b"\r\n0\r\nX: y\r\n\r\n", 400),
+    ("trailers that end in two ways", POST + CHUNKED + b"\r\n0\r\nX: y\n\nGET / HTTP/1.1" + HOST + b"\r\n", 400),
+    ("bare line feeds", b"GET / HTTP/1.1\nHost: x\n\n", 400),
+    ("one bare line feed", b"GET / HTTP/1.1" + HOST + b"X: y\nZ: y\r\n\r\n", 400),
+    ("a bare line feed at the end", b"GET / HTTP/1.1" + HOST + b"\n", 400),
+    ("a head of 20 KiB in one piece", b"GET / HTTP/1.1" + HOST + b"X: " + b"y" * 20_000 + b"\r\n\r\n", 431),
     ("101 headers", b"GET / HTTP/1.1" + HOST + b"X: y\r\n" * 100 + b"\r\n", 431),
-    ("4,000 headers", b"GET / HTTP/1.1" + HOST + b"X:\r\n" * 4000 + b"\r\n", 431),
+    ("3,000 headers", b"GET / HTTP/1.1" + HOST + b"X:\r\n" * 3000 + b"\r\n", 431),
 ]  # fmt: skip
 
 
@@ -254,13 +269,6 @@ async def test_it_is_answered_and_closed(world: ServerWorld, data: bytes, status
     await world.others_are_served()
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-async def test_bare_line_feeds_end_lines_too(world: ServerWorld, end: bytes) -> None:
-    """As RFC 9112, section 2.2, allows; in front of us, nginx and HAProxy read them the same way."""
-    client = await world.ask(b"GET /rt/ready HTTP/1.1" + end + b"Host: x" + end + end)
-    assert client.answer().status == 204
-
-
 async def test_tls_on_a_plain_port_is_told_so(world: ServerWorld) -> None:
     client = await world.ask(b"\x16\x03\x01\x02\x00\x01")
     assert "http://" in client.answer().text
@@ -270,7 +278,10 @@ async def test_two_readings_of_a_request_never_make_two_requests(world: ServerWo
     """The classic of smuggling: what follows is not looked at."""
     smuggled = get("/rt/ready")
     client = await world.ask(
-        b"POST /rt/ready HTTP/1.1" + HOST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled
+        b"POST /rt/ready HTTP/1.1"
+        + HOST
+        + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        + smuggled
     )
     assert [answer.status for answer in client.answers()] == [400]
 
@@ -323,7 +334,9 @@ async def test_a_slow_head(world: ServerWorld) -> None:
     await finished(world, client)
 
 
-async def test_the_deadline_of_a_head_begins_with_its_first_byte_or_the_connection(world: ServerWorld) -> None:
+async def test_the_deadline_of_a_head_begins_with_its_first_byte_or_the_connection(
+    world: ServerWorld,
+) -> None:
     client = await world.open()
     await world.clock.advance(9)
     client.say(b"GET /rt/ready")

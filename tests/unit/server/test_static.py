@@ -116,7 +116,9 @@ async def test_the_tag_changes_with_the_file(make: Make, folder: Path) -> None:
 
 async def test_several_on_one_connection(make: Make, folder: Path) -> None:
     world = await make(static=folder)
-    client = await world.ask(get("/large.bin") + get("/none") + get("/x") + get("/app.js", method="POST") + get())
+    client = await world.ask(
+        get("/large.bin") + get("/none") + get("/x") + get("/app.js", method="POST") + get()
+    )
     answers = await wait_for_answers(client, 5)
     assert [answer.status for answer in answers] == [200, 200, 404, 405, 204]
     assert answers[3].headers["allow"] == "GET, HEAD"
@@ -211,7 +213,13 @@ async def test_what_nobody_gets_to_see(make: Make, folder: Path, path: str) -> N
 def test_the_tricks_are_seen_through_twice(folder: Path) -> None:
     """What the text of a path lets through, the file system's own answer does not."""
     static = StaticFolder(folder)
-    for parts in (("..", "secret.txt"), ("sub", "..", "..", "secret.txt"), ("/etc/passwd",), ("out.txt",), ("x\0",)):
+    for parts in (
+        ("..", "secret.txt"),
+        ("sub", "..", "..", "secret.txt"),
+        ("/etc/passwd",),
+        ("out.txt",),
+        ("x\0",),
+    ):
         assert static.open(parts) is None
     assert safe_parts("/a/b.txt") == ("a", "b.txt")
     assert safe_parts("/") == ("index.html",)
@@ -262,5 +270,5 @@ async def wait_until(condition: Callable[[], Any]) -> None:
     import asyncio
 
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - threads tell nobody
             await asyncio.sleep(0.001)

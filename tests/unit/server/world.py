@@ -24,7 +24,9 @@ def get(path: str = "/rt/ready", *headers: str, version: str = "1.1", method: st
     return "\r\n".join(lines).encode("latin-1")
 
 
-def shake(path: str = "/rt/ws", *headers: str, without: str = "", key: str = KEY, version: str = "13") -> bytes:
+def shake(
+    path: str = "/rt/ws", *headers: str, without: str = "", key: str = KEY, version: str = "13"
+) -> bytes:
     """A WebSocket handshake; *without* one of its headers."""
     usual = {
         "upgrade": "Upgrade: websocket",
@@ -99,7 +101,8 @@ class ServerWorld:
         self.clients: list[Client] = []
 
     async def start(self, **where: Any) -> ServerWorld:
-        await self.server.start(**({"port": 0} | where))
+        options: dict[str, Any] = {"port": 0, **where}
+        await self.server.start(**options)
         return self
 
     def connect(self) -> Client:
