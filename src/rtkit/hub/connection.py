@@ -106,7 +106,7 @@ class Connection:
         self._expiry_deadline: Deadline | None = None
         now = engine.clock.monotonic()
         self._auth_deadline: Deadline | None = engine.deadlines.at(
-            now + limits.auth_timeout, self.close, codes.STALE, "not authenticated in time"
+            now + limits.auth_timeout, self.unauthenticated
         )
 
     # -- what comes in -----------------------------------------------------------------------------
@@ -310,6 +310,13 @@ class Connection:
         self.outbox.discard((member.room.name, "signal"))
 
     # -- life and death ----------------------------------------------------------------------------
+
+    def unauthenticated(self) -> None:
+        """The time to authenticate is up (A1). Whose fault that is decides whether the client may come back."""
+        if self._pending_connect():
+            self.close(codes.INTERNAL_CLOSE, "authentication took too long")
+        else:
+            self.close(codes.STALE, "not authenticated in time")
 
     def authenticated(self, session: Session[Any]) -> None:
         """The connection has a session: heartbeats and expiry begin."""

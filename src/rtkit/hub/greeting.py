@@ -62,7 +62,7 @@ async def connect(connection: Connection, command: Command) -> None:
     except Exception as error:
         if isinstance(error, TimeoutError) and limit.expired():
             logger.warning("authenticate took more than %s s", engine.limits.auth_timeout)
-            connection.close(codes.STALE, "not authenticated in time")
+            connection.unauthenticated()
             return
         reference = secrets.token_hex(4)
         logger.exception("authenticate failed, reference %s", reference, exc_info=error)

@@ -34,7 +34,8 @@ REFERENCE = "docs/reference/http-api.md"
 def run(block: Block, **names: Any) -> Any:
     page = types.ModuleType("page")
     vars(page).update(names)
-    exec(block.code(), vars(page))
+    code: Any = block.code()
+    exec(code, vars(page))
     return page
 
 
