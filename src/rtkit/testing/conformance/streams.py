@@ -106,11 +106,13 @@ class StreamBrokerSuite(BrokerSuite):
         await self.subscribe(nodes, topic)
         for number in range(1, 6):
             task = asyncio.ensure_future(nodes[0].broker.append(topic, b"%d" % number, history=PLENTY))
-            position = (await nodes[1].got(topic, number))[-1].position
-            assert position is not None
-            page = await nodes[1].broker.read(topic, since=Position(position.epoch, number - 1))
-            assert self.offsets(page) == [number]
-            await task
+            try:
+                position = (await nodes[1].got(topic, number))[-1].position
+                assert position is not None
+                page = await nodes[1].broker.read(topic, since=Position(position.epoch, number - 1))
+                assert self.offsets(page) == [number]
+            finally:
+                await task
 
     async def test_what_was_acknowledged_can_be_read(self, nodes: tuple[Node, Node], topic: str) -> None:
         for number in range(1, 6):
