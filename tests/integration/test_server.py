@@ -253,6 +253,7 @@ import rtkit
 from rtkit import Grant, Hub, anonymous
 
 logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 hub = Hub(authenticate=anonymous)
 lobby = hub.rooms("lobby", publishes=object, grant=Grant("publish"))
 stuck = asyncio.Event()
@@ -360,6 +361,17 @@ async def test_a_handler_that_was_there_hears_of_it_after_the_drain() -> None:
         running.process.send_signal(signal.SIGTERM)
         code, lines = await running.end()
     assert (code, lines) == (0, ["handed on SIGTERM False", "returned", "cleaned up", "the end"])
+
+
+async def test_what_is_ignored_stays_ignored() -> None:
+    before = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    async with program(before=before) as (running, url):
+        running.process.send_signal(signal.SIGINT)
+        async with connect(url) as client:
+            assert client.state == "connected"
+        running.process.send_signal(signal.SIGTERM)
+        code, lines = await running.end()
+    assert (code, lines) == (0, ["returned", "cleaned up", "the end"])
 
 
 async def test_in_another_thread_nothing_is_caught() -> None:

@@ -361,13 +361,13 @@ class HttpConnection(asyncio.Protocol):
         pipe = RawPipe(network, site.pipes)
         site.closed(self)
         network.write(answer)
+        network.resume_reading()  # in a later turn; before the driver may pause it
         transport = pipe.transport
         try:
             transport.drive(site.acceptor.connect(transport, handshake))
         except Exception:
             _log.exception("a connection failed as it began")
             pipe.close(INTERNAL_CLOSE, "internal error")
-        network.resume_reading()
         if early:
             pipe.data_received(early)
 

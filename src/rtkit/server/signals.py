@@ -7,6 +7,7 @@
   was sent for, the program may still have things to close after the server, and to be killed or to get a
   ``KeyboardInterrupt`` then would be no service. The second is: it asked for just that.
 
+A signal that the process was told to ignore stays ignored: a shell does that to SIGINT for what runs in its background.
 Handlers can be installed in the main thread only. Elsewhere nothing is caught.
 """
 
@@ -48,7 +49,8 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                self._before[number] = signal.signal(number, self._catch)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from rtkit.errors import BrokerUnavailable
 from rtkit.hosting.raw import RawPipe
 from rtkit.server.http import HttpConnection
 from rtkit.transports import Refused
-from tests.unit.hosting.sockets import CLOSE, TEXT, masked
+from tests.unit.hosting.scripted import Echo
+from tests.unit.hosting.sockets import CLOSE, TEXT, masked, network_of
 from tests.unit.server.world import KEY, ServerWorld, get, shake
 
 Make = Callable[..., Awaitable[ServerWorld]]
@@ -269,10 +271,9 @@ async def test_a_hub_that_starts_although_nobody_waits_any_more(world: ServerWor
     gate = asyncio.Event()
 
     async def ensure_running() -> None:
-        try:
-            await gate.wait()
-        except asyncio.CancelledError:
-            await gate.wait()  # it ignores its cancellation
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):  # it ignores that nobody waits
+                await gate.wait()
 
     world.acceptor.ensure_running = ensure_running  # type: ignore[method-assign]
     client = await world.ask(shake())
@@ -308,17 +309,30 @@ async def test_a_server_that_closes_while_the_hub_starts(make: Make) -> None:
     assert not world.acceptor.drivers
 
 
-async def test_the_driver_may_close_or_pause_as_it_begins(world: ServerWorld) -> None:
-    world.acceptor.on_connect = lambda driver: driver.transport.pause_reading()
+@pytest.mark.parametrize("when", ["on_connect", "on_received"])
+async def test_the_driver_may_pause_as_it_begins(world: ServerWorld, when: str) -> None:
+    def pause(driver: Echo) -> None:
+        if when == "on_connect":
+            driver.transport.pause_reading()
+        else:
+            driver.on_received = driver.transport.pause_reading
+
+    world.acceptor.on_connect = pause
     client = await world.ask(shake() + masked(TEXT, b"x"))
     assert client.answer().status == 101
     [driver] = world.acceptor.drivers
+    [pipe] = world.server._site.pipes.open
     client.say(masked(TEXT, b"y"))
     await world.settle()
-    assert driver.frames == []
+    assert driver.frames == ([] if when == "on_connect" else [b"x"])
+    assert not network_of(pipe).is_reading(), "or it would be read into memory without bound"
+    driver.on_received = lambda: None
     driver.transport.resume_reading()
     await world.settle()
     assert driver.frames == [b"x", b"y"]
+
+
+async def test_the_driver_may_close_as_it_begins(world: ServerWorld) -> None:
     world.acceptor.on_connect = lambda driver: driver.transport.close(3500, "bad token")
     client = await world.ask(shake() + masked(TEXT, b"x"))
     assert client.answer().status == 101
