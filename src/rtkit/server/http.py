@@ -13,6 +13,7 @@ client that sends ten thousand in one go costs the others ten thousand turns apa
   of it and not for a pause in it: a byte a second is no way to stay.
 - *busy*: a whole request is there, and is being answered by a task: a file is read, or a hub starts. The socket is
   not read meanwhile; what came before is in h11's buffer, one read of the socket at the most.
+  A client that has closed its half meanwhile still gets the answer: that it has is read only afterwards.
 - *flush*: the answer has not left yet. The next request waits for that, so that nobody can have answers pile up.
 - *closing*: the last answer was given. If more may come from the client, it is read and forgotten until the client
   closes, since a socket that is closed with bytes unread is reset, and the client might never see the answer.
@@ -115,10 +116,6 @@ class HttpConnection(asyncio.Protocol):
             self._phase = _HEAD
             self._end_in(self._site.limits.header_time)
         self._read()
-
-    def eof_received(self) -> bool:
-        """A client may close its half when it has sent its request, and still gets the answer."""
-        return self._phase in (_BUSY, _FLUSH) and self._site.ssl is None  # over TLS there are no halves
 
     def pause_writing(self) -> None:
         self._writing_paused = True

@@ -133,6 +133,20 @@ async def test_what_is_buffered_and_when_it_has_left(world: PipeWorld) -> None:
     assert driver.log == ["writable"], "what the kernel takes at once was never buffered"
 
 
+async def test_a_single_byte_that_waits_is_seen(world: PipeWorld) -> None:
+    pipe, driver, peer = await world.open(buffer=4096)
+    network = network_of(pipe)
+    while not network.get_write_buffer_size():
+        assert pipe.buffered == 0
+        assert driver.transport.send_batch(Batch([b"x"])) == (not network.get_write_buffer_size())
+    assert 0 < pipe.buffered == network.get_write_buffer_size() < 100
+    while not driver.log:
+        peer.listen()
+        await world.settle()
+    assert driver.log == ["writable"]
+    assert pipe.buffered == 0
+
+
 async def test_a_driver_may_write_when_it_may(world: PipeWorld) -> None:
     pipe, driver, peer = await world.open(buffer=4096)
     driver.on_writable = lambda: driver.transport.send([b"y" * 100_000]) if len(driver.log) < 3 else None

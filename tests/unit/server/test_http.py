@@ -151,6 +151,18 @@ async def test_a_body_nobody_asked_for_is_read_so_that_the_connection_stays(
     assert not client.gone
 
 
+async def test_a_body_in_tiny_chunks_does_not_hold_up_others(world: ServerWorld) -> None:
+    client, other = await world.open(), await world.open()
+    client.say(POST + CHUNKED + b"\r\n" + b"1\r\nx\r\n" * 3000 + b"0\r\n\r\n")
+    other.say(get())
+    for _ in range(8):
+        await asyncio.sleep(0)
+    assert other.answer().status == 204
+    assert client.answers() == []
+    await world.settle()
+    assert client.answer().status == 404
+
+
 async def in_thread(client: Client, data: bytes) -> None:
     """Say more than the kernel takes at once."""
     client.sock.setblocking(True)

@@ -125,6 +125,16 @@ async def test_several_on_one_connection(make: Make, folder: Path) -> None:
     assert len(answers[0].body) == 768_000
 
 
+async def test_for_a_client_that_has_closed_its_half(make: Make, folder: Path) -> None:
+    world = await make(static=folder)
+    client = await world.open()
+    client.say(get("/large.bin"))
+    client.sock.shutdown(socket.SHUT_WR)
+    (answer,) = await wait_for_answers(client)
+    assert len(answer.body) == 768_000
+    await wait_until(lambda: client.gone)
+
+
 async def test_beside_a_hub_at_the_root(make: Make, folder: Path) -> None:
     (folder / "ready").write_text("not this one")
     (folder / "sub" / "ready").write_text("this one")
