@@ -405,6 +405,8 @@ class LocalRoom:
     def admit(self, member: Member) -> None:
         """From the next message on *member* is live; what waits for the end of the turn it has already."""
         self.settle()
+        if member.left:
+            return  # handing out closed somebody, whose other rooms then closed this one's connection too
         member.outside = None
         self.outside.pop(member, None)
         self.live[member] = None

@@ -137,6 +137,30 @@ async def test_who_left_in_the_turn_of_a_message_does_not_get_it(world: World) -
     assert bob.data_of("kept:a") == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["kept:a", "plain:a"])
+async def test_who_is_closed_as_others_are_served_does_not_go_live(world: World, name: str) -> None:
+    """L1: or the room would hold it for ever."""
+    hub = hub_of(world)
+    ann, bob = await world.join(hub, "ann", name), await world.join(hub, "bob")
+    [session] = [s for s in hub.engine.sessions.values() if s.identity.user == "bob"]
+    room = hub.engine.rooms[name]
+    settle = room.settle
+
+    def settle_and_close(*, alone: bool = False) -> None:
+        settle(alone=alone)
+        if session.connection is not None and name in session.rooms:
+            session.connection.close(3008, "slow consumer")
+
+    room.settle = settle_and_close  # type: ignore[method-assign]
+    bob.ask("subscribe", channel=name)
+    await world.settle()
+    assert bob.closed == (3008, "slow consumer")
+    assert [member.session.identity.user for member in room.live] == ["ann"]
+    assert not room.outside
+    await ann.drop()
+    assert hub.statistics().rooms == 0
+
+
 async def test_more_than_a_turn_should_hold_is_handed_on_within_it(world: World) -> None:
     """D1: what waits in the room is bounded as well, and a member that does not read is still held to its bound."""
     hub = hub_of(world, outbox=200_000, max_publication=50_000)
