@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rtkit import Hub, codes
+from rtkit.testing import ManualClock
 from rtkit.transports import Batch, Handshake, WebSocketTransport, joined
 from rtkit.wire import decode_command, decode_reply, dumps
 from tests.docs.blocks import ROOT, Block, blocks, prose, table
@@ -88,6 +89,7 @@ class Stage:
     def __init__(self, world: dict[str, Any]) -> None:
         self.world = world
         self.hub: Hub[Any] = world["hub"]
+        self.hub.clock = ManualClock()  # a ping, or a time-out, would be an actor the page does not name
         self.peers: dict[str, Peer] = {}
         self.real: dict[str, Any] = {}
         self.told: dict[str, Any] = {}
