@@ -20,6 +20,7 @@ from .errors import (
     UsageError,
     WrongLoop,
 )
+from .features.presence import Presence
 from .hub import Context, Hub, Limits, Room, Rooms, Router, Session, User
 from .identity import Credentials, Grant, Identity, anonymous
 from .messages import History, Member, Message, Page, Published
@@ -46,6 +47,7 @@ __all__ = [
     "Rooms",
     "History",
     "Limits",
+    "Presence",
     "serve",
     # -- who may do what
     "Credentials",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal
 
@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 
 from .position import Position
 
-__all__ = ["Durability", "History", "Member", "Message", "Page", "Published"]
+__all__ = ["Durability", "History", "Member", "Message", "Page", "PresenceStats", "Published"]
 
 M = TypeVar("M", default=Any)
 
@@ -96,7 +96,21 @@ class Member:
 
     :param user: who.
     :param client: the client id; a user with several devices is several members.
+    :param meta: what the client says about itself: the JSON object it set, or was given (P1).
     """
 
     user: str
     client: str
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceStats:
+    """How many are in a room.
+
+    :param clients: connections, and those that were lost a moment ago.
+    :param users: how many users they belong to.
+    """
+
+    clients: int
+    users: int

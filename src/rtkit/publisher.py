@@ -21,8 +21,8 @@ from .wire import Envelope
 
 __all__ = ["Declarations", "Publisher", "publish", "topic_of"]
 
-#: Bytes of one message at the most, unless a hub says otherwise: what every member's outbox has room for.
-MAX_PUBLICATION = 512 * 1024
+#: Bytes of one message at the most, unless a room or a hub says otherwise (T8).
+MAX_PUBLICATION = 1024 * 1024
 
 
 def topic_of(room: str) -> str:
@@ -37,6 +37,8 @@ class Publishable(Protocol):
     def schema(self) -> Schema: ...
     @property
     def history(self) -> History | None: ...
+    @property
+    def max_publication(self) -> int | None: ...
 
 
 class Declarations(Protocol):
@@ -61,10 +63,12 @@ async def publish(
 ) -> Published:
     """Publish encoded *data* into a room: into its stream if it has one, else to whoever is there.
 
+    :param limit: bytes at the most, unless the room has a bound of its own.
     :raises InvalidMessage: when it is larger than *limit*.
     :raises BrokerUnavailable: nothing was stored.
     :raises PublishUnknown: it may have been stored; repeat with the same key.
     """
+    limit = family.max_publication or limit
     if len(data) > limit:
         raise InvalidMessage(f"a message of {len(data):,} bytes; at most {limit:,} are allowed")
     payload = Envelope(v=1, data=Raw(data), time=time, user=user, client=client).encode()
@@ -114,7 +118,8 @@ class Publisher:
 
         :param key: makes it safe to repeat within the broker's dedupe window (H7).
         :raises UnknownRoom: for a room nobody declared.
-        :raises InvalidMessage: for a type the room does not publish.
+        :raises InvalidMessage: for a type the room does not publish, or a message too large: of more than 1 MiB,
+            unless the room has a bound of its own.
         :raises BrokerUnavailable: nothing was stored.
         :raises PublishUnknown: it may have been stored; repeat with the same key. So does cancelling.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -264,6 +264,101 @@ class RenewsNothing(MemoryBroker):
         return []
 
 
+class _Revising(MemoryBroker):
+    """Lets a fault be put around `revise`."""
+
+    async def revise(
+        self,
+        key: str,
+        changes: Mapping[str, bytes | None],
+        *,
+        ttl: float,
+        expected: Mapping[str, bytes | None],
+        topic: str,
+        payload: bytes,
+    ) -> Position | None:
+        return await self.faulty(key, changes, ttl=ttl, expected=expected, topic=topic, payload=payload)
+
+    async def faulty(self, key: str, changes: Mapping[str, bytes | None], **options: Any) -> Position | None:
+        return await super().revise(key, changes, **options)
+
+
+class RevisesWhatIsThere(_Revising):
+    """Changes the fields that are as expected, and leaves the others."""
+
+    async def faulty(self, key: str, changes: Mapping[str, bytes | None], **options: Any) -> Position | None:
+        expected, present = options.pop("expected"), await self.entries(key)
+        wrong = {field for field, value in expected.items() if present.get(field) != value}
+        changes = {field: value for field, value in changes.items() if field not in wrong}
+        return await super().faulty(key, changes, expected={}, **options)
+
+
+class LooksThenRevises(_Revising):
+    """Compares in one step, and changes in another."""
+
+    async def faulty(self, key: str, changes: Mapping[str, bytes | None], **options: Any) -> Position | None:
+        expected, present = options.pop("expected"), await self.entries(key)
+        if any(present.get(field) != value for field, value in expected.items()):
+            return None
+        await asyncio.sleep(0)
+        return await super().faulty(key, changes, expected={}, **options)
+
+
+class RevisesThenPublishes(_Revising):
+    """Changes and counts in one step, publishes in another."""
+
+    async def faulty(self, key: str, changes: Mapping[str, bytes | None], **options: Any) -> Position | None:
+        publish, self.backend.publish = self.backend.publish, lambda *_: None  # type: ignore[method-assign]
+        try:
+            position = await super().faulty(key, changes, **options)
+        finally:
+            self.backend.publish = publish  # type: ignore[method-assign]
+        if position is not None:
+            for _ in range(position.offset % 3):
+                await asyncio.sleep(0)
+            self.backend.publish(options["topic"], options["payload"], position)
+        return position
+
+
+class CountsRefusals(_Revising):
+    """Counts what it did not do."""
+
+    async def faulty(self, key: str, changes: Mapping[str, bytes | None], **options: Any) -> Position | None:
+        position = await super().faulty(key, changes, **options)
+        if position is None and (found := self.backend._state.get(key)) is not None:
+            found.revisions += 1
+        return position
+
+
+class CountsFromOneAgain(_Revising):
+    """Forgets the count of a key without fields, and begins again in the same epoch."""
+
+    async def faulty(self, key: str, changes: Mapping[str, bytes | None], **options: Any) -> Position | None:
+        make, self.backend._new_epoch = self.backend._new_epoch, lambda: "always"
+        try:
+            return await super().faulty(key, changes, **options)
+        finally:
+            self.backend._new_epoch = make
+
+
+class RevisesForEver(_Revising):
+    """Gives no lease to what was revised."""
+
+    async def faulty(self, key: str, changes: Mapping[str, bytes | None], **options: Any) -> Position | None:
+        return await super().faulty(key, changes, **{**options, "ttl": 1e9})
+
+
+class CountsEverything(MemoryBroker):
+    """Counts a put as well."""
+
+    async def put(
+        self, key: str, field: str, value: bytes, *, ttl: float, expected: bytes | Anything | None = ANYTHING
+    ) -> bool:
+        took = await super().put(key, field, value, ttl=ttl, expected=expected)
+        self.backend._state[key].revisions += took
+        return took
+
+
 class _Deaf(Sink):
     def deliver(self, topic: str, payload: bytes, position: Position | None) -> None:
         pass
@@ -294,4 +389,11 @@ BROKEN: dict[type[MemoryBroker], str] = {
     LeasesTooShort: "test_a_field_is_gone_when_its_lease_has_run_out_and_not_before",
     NoneIsAnything: "test_put_only_if_there_is_none",
     RenewsNothing: "test_renewing_extends",
+    RevisesWhatIsThere: "test_a_revision_of_what_is_not_as_expected_does_nothing",
+    LooksThenRevises: "test_of_concurrent_revisions_one_finds_what_it_expects",
+    RevisesThenPublishes: "test_concurrent_revisions_are_counted_and_published_alike",
+    CountsRefusals: "test_a_revision_of_what_is_not_as_expected_does_nothing",
+    CountsFromOneAgain: "test_who_was_forgotten_is_counted_in_a_new_epoch",
+    RevisesForEver: "test_what_was_revised_has_a_lease",
+    CountsEverything: "test_only_revisions_are_counted",
 }

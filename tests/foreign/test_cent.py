@@ -1,4 +1,4 @@
-"""PyPI `cent`, Centrifugo's own client of its HTTP API, unmodified, against a hub under uvicorn.
+"""PyPI `cent`, Centrifugo's own client of its HTTP API, unmodified, against a hub under uvicorn and on our server.
 
 Its synchronous client (requests) and its asynchronous one (aiohttp) are told the same; what they do is seen by
 `centrifuge-python`, which is Centrifugo's own client of the other side.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from starlette.routing import Mount
 
 from rtkit import Credentials, Grant, History, Hub, Identity
 from rtkit.ext.http_api import HttpApi
+from rtkit.server import listen
 from tests.foreign.clients import Client, PythonKind
 from tests.support.servers import serve_asgi
 
@@ -73,12 +75,16 @@ class World:
             await client.do("close")
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
+@pytest.fixture(params=["uvicorn", "own"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     hub = declared()
     api = HttpApi(hub, key=KEY, max_body=200_000)
-    app = Starlette(routes=[Mount("/rt", hub), Mount("/api", api)], lifespan=hub.lifespan)
-    async with serve_asgi(app, lifespan="on") as port:
+    async with AsyncExitStack() as stack:
+        if request.param == "own":
+            port = (await stack.enter_async_context(listen(hub, api=api))).port
+        else:
+            app = Starlette(routes=[Mount("/rt", hub), Mount("/api", api)], lifespan=hub.lifespan)
+            port = await stack.enter_async_context(serve_asgi(app, lifespan="on"))
         world = World(hub, port)
         yield world
         await world.close()

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from rtkit.brokers import ANYTHING, Anything, Appended, Conflict, MemoryBackend, MemoryBroker
+from rtkit.brokers import ANYTHING, Anything, Appended, Conflict, MemoryBackend, MemoryBroker, Revision
 from rtkit.messages import History
 from rtkit.position import Position
 from rtkit.streams import Entry, StreamPage
@@ -102,6 +102,7 @@ class MemoryAgainstLists(RuleBasedStateMachine):
         self.sinks = [Recorder(), Recorder()]
         self.streams: dict[str, Plain] = {}
         self.state: dict[tuple[str, str], tuple[bytes, float]] = {}
+        self.epochs: set[str] = set()
         self.expected: list[list[tuple[str, bytes, Position | None]]] = [[], []]
         self.subscribed: list[set[str]] = [set(), set()]
 
@@ -226,6 +227,42 @@ class MemoryAgainstLists(RuleBasedStateMachine):
         if removed:
             del self.state[key, name]
 
+    @rule(
+        key=st.sampled_from("xy"),
+        topic=TOPICS,
+        changes=st.dictionaries(st.sampled_from("fg"), st.sampled_from([None, b"", b"1"])),
+        ttl=st.sampled_from([2.0, 20.0]),
+        expected=st.dictionaries(st.sampled_from("fg"), st.sampled_from([None, b"", b"1"])),
+        payload=st.binary(max_size=2),
+    )
+    def revise(
+        self,
+        key: str,
+        topic: str,
+        changes: dict[str, bytes | None],
+        ttl: float,
+        expected: dict[str, bytes | None],
+        payload: bytes,
+    ) -> None:
+        before = self.backend.position(key)
+        position = self.backend.revise(key, changes, ttl, expected, topic, payload)
+        if any(self.present(key, name) != value for name, value in expected.items()):
+            assert position is None
+            assert self.backend.position(key) == before
+            return
+        assert position is not None
+        if before.epoch:
+            assert position == Position(before.epoch, before.offset + 1)
+        else:
+            assert position.offset == 1 and position.epoch not in self.epochs
+            self.epochs.add(position.epoch)
+        for name, value in changes.items():
+            if value is None:
+                self.state.pop((key, name), None)
+            else:
+                self.state[key, name] = (value, self.clock.monotonic() + ttl)
+        self.published(topic, payload, position)
+
     @invariant()
     def all_agree(self) -> None:
         if not hasattr(self, "state"):
@@ -235,6 +272,7 @@ class MemoryAgainstLists(RuleBasedStateMachine):
         for key in "xy":
             fields = {name: value for name in "fg" if (value := self.present(key, name)) is not None}
             assert self.backend.entries(key) == fields
+            assert self.backend.revision(key) == Revision(self.backend.position(key), fields)
 
 
 TestMemoryAgainstLists = MemoryAgainstLists.TestCase

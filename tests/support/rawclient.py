@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtkit import Hub
 from rtkit.testing.clock import ManualClock
 from rtkit.transports import Batch, Driver, Handshake, WebSocketTransport, joined
+from rtkit.wire import Assembler, decode_reply
 
 __all__ = ["CallFailed", "FakePipe", "RawClient", "Unit"]
 
@@ -136,7 +138,9 @@ class RawClient:
     :param rt: announce rtkit's own additions when connecting.
     :param pongs: answer pings by itself.
     :param handshake: what the upgrade request looked like.
-    :ivar units: everything heard, in order, decoded; pings are ``{}``.
+    :ivar units: everything heard, in order, decoded; pings are ``{}``, and what came in chunks stands where the last
+        of them came.
+    :ivar order: the same, as sizes of units, with those of chunks where they came.
     """
 
     def __init__(
@@ -162,6 +166,8 @@ class RawClient:
         self.last_id = 0
         self._read = 0
         self._units: list[Unit] = []
+        self._assembler = Assembler(limit=2**26, count=2**20, idle=math.inf, age=math.inf)
+        self.order: list[tuple[str, int]] = []
         self.driver: Driver = hub.connect(self.transport, self.handshake)
         self.transport.drive(self.driver)
 
@@ -236,6 +242,15 @@ class RawClient:
         for frame in self.pipe.frames[self._read :]:
             for line in frame.split(b"\n"):
                 unit = json.loads(line)
+                chunk = unit.get("push", {}).get("chunk", {})
+                self.order.append(("chunk" if "data" in chunk else "unit", len(line)))
+                if "data" in chunk:
+                    push = decode_reply(line).push
+                    assert push is not None and push.chunk is not None
+                    whole = self._assembler.add(push.chunk, 0.0)
+                    if whole is None:
+                        continue
+                    unit = json.loads(whole)
                 if unit == {}:
                     self._pings_due += 1
                 self._units.append(unit)

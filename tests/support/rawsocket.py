@@ -5,13 +5,15 @@ silent, half closed, or plain wrong; what the server sends is held to the RFC wh
 
 - :class:`RawSocket`: bytes, and the ways a connection ends;
 - :class:`RawWebSocket`: the handshake and frames (:func:`frame` makes valid and invalid ones);
-- :class:`Peer`: units of the wire, as a client of the hub that knows nothing else.
+- :class:`Peer`: units of the wire, as a client of the hub that knows nothing else. What it has of them, and
+  sessions over plain HTTP have as well (``rawsession``), is :class:`Units`.
 
 Every wait has a limit, far above what it takes: a server that does not answer fails the test.
 """
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import base64
 import hashlib
@@ -38,6 +40,7 @@ __all__ = [
     "RawWebSocket",
     "Refusal",
     "Response",
+    "Units",
     "close_payload",
     "frame",
     "upgrade",
@@ -474,19 +477,37 @@ class RawWebSocket(RawSocket):
         return await self.closed(answer=False)
 
 
-class Peer(RawWebSocket):
-    """A client of a hub, unit by unit.
+class Units(abc.ABC):
+    """A client of a hub, unit by unit, over whatever carries them.
 
     :ivar pushes: bodies of all pushes that were read so far, in order.
     :ivar pings: the hub's pings that were read so far.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
+    def __init__(self) -> None:
         self.pushes: list[dict[str, Any]] = []
         self.pings = 0
         self._last_id = 0
         self._units: list[dict[str, Any]] = []
+
+    @abc.abstractmethod
+    async def say(self, message: str | bytes) -> None:
+        """Send a frame of units."""
+
+    @abc.abstractmethod
+    async def message(self) -> str:
+        """The next frame of units.
+
+        :raises Ended: when the connection ended instead.
+        """
+
+    @abc.abstractmethod
+    async def closed(self, *, answer: bool = True) -> Closed:
+        """Read on to the end, forgetting messages, and tell how it was."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Be gone. Idempotent."""
 
     def unit(self, method: str, /, **body: Any) -> tuple[int, str]:
         """A command and its id."""
@@ -558,3 +579,23 @@ class Peer(RawWebSocket):
         """Have the hub's ``echo`` say it."""
         result = await self.call("rpc", method="echo", data=data)
         return result.get("data", result)
+
+
+class Peer(Units, RawWebSocket):
+    """A client of a hub over a WebSocket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        Units.__init__(self)
+        RawWebSocket.__init__(self, sock)
+
+    async def say(self, message: str | bytes) -> None:
+        await RawWebSocket.say(self, message)
+
+    async def message(self) -> str:
+        return await RawWebSocket.message(self)
+
+    async def closed(self, *, answer: bool = True) -> Closed:
+        return await RawWebSocket.closed(self, answer=answer)
+
+    def close(self) -> None:
+        RawWebSocket.close(self)

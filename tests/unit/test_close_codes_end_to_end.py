@@ -35,7 +35,6 @@ SOURCES = Path(__file__).parents[2] / "src" / "rtkit"
 #: Close codes that nothing sends yet, by their names in `rtkit.codes`.
 LATER = {
     "WRITE_TIMEOUT": "only `rtkit.primitives.attach`, which has no hub",
-    "REPLACED": "needs resumable sessions (C4)",
     "LIMIT_REACHED": "needs limits per user and per address (F1)",
     "RATE_LIMIT_ABUSED": "needs limits per user and per address (F1)",
 }
@@ -214,6 +213,17 @@ async def the_hub_closes(scene: Scene) -> AsyncIterator[None]:
     yield
     await closing
     await scene.hub.start()
+
+
+@closes(4000)
+async def a_second_tab_shows_the_same_token(scene: Scene) -> AsyncIterator[None]:
+    await scene.come_in()
+    (session,) = scene.hub.engine.sessions.values()
+    token = await scene.hub.engine.parking.token(session)
+    tab = RawClient(scene.hub, scene.clock, rt=True)
+    await tab.connect("ann", rt={"v": 1, "resume": token})
+    yield
+    await tab.leave()
 
 
 @closes(3004)
@@ -603,7 +613,7 @@ async def test_a_half_open_connection_is_gone_on_both_sides(seed: int) -> None:
         client.on_state(lambda state: gone.setdefault("client", scene.clock.monotonic() - since))
         while len(gone) < 2 and scene.clock.monotonic() < since + 100:
             await scene.clock.advance(0.1)
-            if scene.hub.statistics().sessions == 0:
+            if all(connection.closing for connection in scene.hub.engine.connections):
                 gone.setdefault("hub", scene.clock.monotonic() - since)
         assert gone["hub"] <= 35.1
         assert gone["client"] <= 35.1
@@ -613,6 +623,9 @@ async def test_a_half_open_connection_is_gone_on_both_sides(seed: int) -> None:
         assert (3012, "no pong") in broken.closes
         assert "nothing heard from the server" in client.statistics().last_failure
         assert scene.hub.statistics().rooms == 0
+        assert scene.hub.statistics().sessions == 1, "parked"
+        await scene.clock.advance(20)
+        assert scene.hub.statistics().sessions == 0
         broken.bury()
 
 
@@ -686,7 +699,7 @@ async def test_a_loop_that_stood_still_kills_nobody(before: float, seconds: floa
         broken = HalfOpen(links[0])
         scene.t._dialers[crowd[0]].online = False
         await scene.clock.advance(35.1)
-        assert scene.hub.statistics().sessions == 19
+        assert sum(not connection.closing for connection in scene.hub.engine.connections) == 19
         assert crowd[0].state != "connected"
         broken.bury()
 

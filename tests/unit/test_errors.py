@@ -18,6 +18,7 @@ CLASSES = {name: value for name, value in vars(errors).items() if isinstance(val
 #: Exceptions that are no RtkitError, because no application ever sees them.
 INSIDE = {
     "rtkit.transports.base.Refused",  # a hub to its host
+    "rtkit.client.http.HttpFailed",  # an exchange to the pipe that is made of it
     "rtkit.hosting.frames.Violation",  # a parser of frames to the one who reads them
     "rtkit.primitives._sockets.Gone",  # a socket's adapter to `attach`
     "rtkit.server.heads.RequestRefused",  # a parser of requests to the one who answers them

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import Clock
 from ..errors import UsageError
-from .base import ANYTHING, Anything, Appended, Broker, Conflict, Sink, StateBroker, StreamBroker
+from .base import ANYTHING, Anything, Appended, Broker, Conflict, Revision, Sink, StateBroker, StreamBroker
 from .memory import MemoryBackend, MemoryBroker, MemoryStatistics
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     # values
     "Appended",
     "Conflict",
+    "Revision",
     "Anything",
     "ANYTHING",
     # in this process

@@ -17,7 +17,7 @@ connecting, and an entry point in the group ``rtkit.brokers`` under the URL's sc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol, runtime_checkable
@@ -36,6 +36,7 @@ __all__ = [
     "Appended",
     "Broker",
     "Conflict",
+    "Revision",
     "Sink",
     "StateBroker",
     "StreamBroker",
@@ -62,7 +63,8 @@ class Sink(Protocol):
     """
 
     def deliver(self, topic: str, payload: bytes, position: Position | None) -> None:
-        """A payload came in on a subscribed topic; *position* is None if it was not appended."""
+        """A payload came in on a subscribed topic; *position* is None if it was neither appended nor came of a
+        revision."""
 
     def interrupted(self, topics: Iterable[str]) -> None:
         """Payloads of these topics may have been missed: the hub compares tops and repairs (H4)."""
@@ -206,14 +208,31 @@ class Conflict(RtkitError):
         self.top = top
 
 
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """The fields of a key, as they were at one moment.
+
+    :param position: how often they were revised: its offset counts that. ``Position("", 0)`` if there is no count.
+    :param entries: all fields whose lease had not run out.
+    """
+
+    position: Position
+    entries: Mapping[str, bytes]
+
+
 @runtime_checkable
 class StateBroker(Broker, Protocol):
     """A broker that keeps small keyed state for the cluster: hashes of fields, each with a lease.
 
     Guarantees
-        *Atomicity*: each call is one act; ``put`` with *expected* is a compare-and-set.
+        *Atomicity*: each call is one act; ``put`` with *expected* is a compare-and-set. ``revise`` compares,
+        changes, counts and publishes, all of it or nothing.
         *Expiry*: a field is gone once its lease has run out, and never before by the broker's clock.
         It is best-effort state: a backend that loses its data loses it.
+        *Order*: what revisions of a key publish on one topic arrives in the order of their positions.
+        *Honesty*: revisions of a key are 1, 2, 3 … within an epoch. When the count is lost, or forgotten because
+        no field is left, the epoch changes, to a name that it never had before. What ``put``, ``renew`` and
+        ``remove`` do, and leases that run out, is not counted.
     """
 
     async def put(
@@ -236,6 +255,33 @@ class StateBroker(Broker, Protocol):
 
     async def entries(self, key: str) -> Mapping[str, bytes]:
         """All fields whose lease has not run out; empty when there are none."""
+        ...
+
+    async def revise(
+        self,
+        key: str,
+        changes: Mapping[str, bytes | None],
+        *,
+        ttl: float,
+        expected: Mapping[str, bytes | None],
+        topic: str,
+        payload: bytes,
+    ) -> Position | None:
+        """Change several fields of a key, count it, and publish that it was done.
+
+        :param changes: what each field shall hold, for *ttl* seconds; None deletes it.
+        :param expected: what fields, these or others, have to hold now; None: nothing.
+        :param topic: where to publish *payload*, with the position that is returned.
+        :return: None when a field holds something else than expected: then nothing was done.
+        """
+        ...
+
+    async def revision(self, key: str) -> Revision:
+        """The fields of a key and the position of its last revision, of one moment."""
+        ...
+
+    async def positions(self, keys: Sequence[str]) -> Sequence[Position]:
+        """The positions of the last revisions of many keys, in their order; each is of a moment of its own."""
         ...
 
 

@@ -24,7 +24,7 @@ import logging
 import math
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
@@ -35,7 +35,7 @@ from ..messages import Durability, History
 from ..position import Position
 from ..primitives.clocks import LoopClock
 from ..streams import Entry, StreamPage, locate, locate_back
-from .base import ANYTHING, Anything, Appended, Conflict, Sink
+from .base import ANYTHING, Anything, Appended, Conflict, Revision, Sink
 
 __all__ = ["MemoryBackend", "MemoryBroker", "MemoryStatistics"]
 
@@ -49,6 +49,8 @@ _TIDY_AT_ONCE: Final = 4
 _TIDY_EVERY: Final = 1.0
 # How many of the longest idle streams are looked at for one that nobody is subscribed to.
 _EVICTION_TRIES: Final = 32
+# Where a key stands that was never revised.
+_NOWHERE: Final = Position("", 0)
 # In place of an entry that is gone, until its place is given back.
 _GONE: Final = Entry(0, b"")
 
@@ -166,14 +168,20 @@ class _Stream:
 
 
 class _Hash:
-    """The fields of one key, with their values and when their leases end."""
+    """The fields of one key, with their values and when their leases end, and how often they were revised."""
 
-    __slots__ = ("due", "fields", "tidied")
+    __slots__ = ("due", "epoch", "fields", "revisions", "tidied")
 
     def __init__(self) -> None:
         self.due = math.inf
         self.tidied = -math.inf
         self.fields: dict[str, tuple[bytes, float]] = {}
+        self.epoch = ""
+        self.revisions = 0
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.revisions)
 
     def get(self, field: str, now: float) -> bytes | None:
         found = self.fields.get(field)
@@ -394,6 +402,48 @@ class MemoryBackend:
             return {}
         return {field: value for field, (value, until) in found.fields.items() if until > now}
 
+    def revise(
+        self,
+        key: str,
+        changes: Mapping[str, bytes | None],
+        ttl: float,
+        expected: Mapping[str, bytes | None],
+        topic: str,
+        payload: bytes,
+    ) -> Position | None:
+        """Compare, change, count and publish."""
+        now = self._tidy()
+        found = self._state.get(key)
+        for field, value in expected.items():
+            if (found.get(field, now) if found is not None else None) != value:
+                return None
+        if found is None:
+            found = self._state[key] = _Hash()
+        if not found.revisions:
+            found.epoch = self._new_epoch()
+        found.revisions += 1
+        for field, value in changes.items():
+            if value is None:
+                found.fields.pop(field, None)
+            else:
+                found.fields[field] = (value, now + ttl)
+        if found.fields:
+            self._plan_at(found, False, key, now + ttl)
+        else:
+            del self._state[key]
+        self.publish(topic, payload, found.position)
+        return found.position
+
+    def revision(self, key: str) -> Revision:
+        """All fields of a key, and how often they were revised."""
+        entries = self.entries(key)
+        return Revision(self.position(key), entries)
+
+    def position(self, key: str) -> Position:
+        """How often a key was revised."""
+        found = self._state.get(key)
+        return found.position if found is not None else _NOWHERE
+
     # -- tidying --------------------------------------------------------------------------------
 
     def _plan(self, stream: _Stream, topic: str) -> None:
@@ -588,6 +638,28 @@ class MemoryBroker:
     async def entries(self, key: str) -> Mapping[str, bytes]:
         """See :meth:`.StateBroker.entries`."""
         return self._opened().entries(key)
+
+    async def revise(
+        self,
+        key: str,
+        changes: Mapping[str, bytes | None],
+        *,
+        ttl: float,
+        expected: Mapping[str, bytes | None],
+        topic: str,
+        payload: bytes,
+    ) -> Position | None:
+        """See :meth:`.StateBroker.revise`."""
+        return self._opened().revise(key, changes, ttl, expected, topic, payload)
+
+    async def revision(self, key: str) -> Revision:
+        """See :meth:`.StateBroker.revision`."""
+        return self._opened().revision(key)
+
+    async def positions(self, keys: Sequence[str]) -> Sequence[Position]:
+        """See :meth:`.StateBroker.positions`."""
+        backend = self._opened()
+        return [backend.position(key) for key in keys]
 
     def statistics(self) -> MemoryStatistics:
         """What the backend holds now, for all its hubs."""

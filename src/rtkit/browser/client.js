@@ -57,6 +57,8 @@
 
 /** @typedef {"idle" | "connecting" | "connected" | "waiting" | "closed"} State */
 
+/** @typedef {"websocket" | "sse" | "poll"} Transport */
+
 /**
  * Why something is missing. `trimmed`: history does not reach back that far. `epoch`: the stream was replaced by
  * a new one. `rollback`: the server lost what it had acknowledged. `dropped`: messages of a room without history
@@ -152,7 +154,10 @@
  * @property {number} [resendWithin] After its first writing a command may be written again (150 s).
  * @property {number} [maxOffline] Commands that may wait for an answer (1000).
  * @property {number} [maxOfflineBytes] And their payloads (8 MiB).
+ * @property {Transport[]} [transports] What may be used, the best first; without it all three, WebSocket first.
+ * @property {boolean} [receiveOnly] The order is for who sends little: SSE first.
  * @property {any} [WebSocket] The class to use.
+ * @property {any} [fetch] The function to use.
  * @property {Clock} [clock] For tests.
  * @property {() => number} [random] From 0 to 1, for tests.
  * @property {any} [page] For tests: what has `addEventListener`, `document` and `navigator`.
@@ -200,7 +205,7 @@ export class Gap {
   }
 
   toString() {
-    return `gap (${this.reason}): ${this.from} < offset <= ${this.to} in epoch ${this.epoch || "-"}`;
+    return `gap (${this.reason}): ${this.from}-${this.to} ${this.epoch}`;
   }
 }
 
@@ -300,32 +305,23 @@ export class ConnectionClosed extends RtkitError {
 
 const NORMAL = 1000;
 const LOST = 1006;
+/** Codes from here on were said by the server. */
+const SAID = 3000;
 /** What we close with when we come back: 1000 would say that we do not. */
 const RECONNECTING = 3000;
+const REPLACED = 4000;
 const BAD_TOKEN = 3500;
-const CLOSED_FOR_GOOD = 3503;
 const ALREADY_SUBSCRIBED = 105;
 const TOKEN_EXPIRED = 109;
 const EXPIRED = 110;
 const TOO_MANY_REQUESTS = 111;
 const UNRECOVERABLE = 112;
 
-/** The close code for an error that `connect` was refused with. */
-const CLOSE_CODES = new Map([
-  [101, BAD_TOKEN],
-  [TOKEN_EXPIRED, BAD_TOKEN],
-  [EXPIRED, BAD_TOKEN],
-  [103, 3507],
-  [107, 3501],
-  [104, 3501],
-  [106, 3504],
-]);
+/** The close code for an error that `connect` was refused with, from 3500 on. @type {Record<number, number>} */
+const CLOSE_CODES = { 101: 0, 109: 0, 110: 0, 103: 7, 107: 1, 104: 1, 106: 4 };
 
 /** Whether a client that was closed with this code must not reconnect by itself. @param {number} code */
-const isTerminal = (code) =>
-  (code >= 3500 && code <= 3999) ||
-  (code >= 4500 && code <= 4999) ||
-  [1002, 1003, 1007, 1008, 1009, 1010].includes(code);
+const isTerminal = (code) => /^([34][5-9]..|100[23789]|1010)$/.test(`${code}`);
 
 /** Whether a client that was unsubscribed with this code joins again by itself. @param {number} code */
 const mayResubscribe = (code) => code >= 2500;
@@ -344,6 +340,11 @@ const ASLEEP = 90;
 const PEACE = 20;
 /** A connection that lived this long makes the delays begin anew. */
 const STABLE = 5;
+/** A transport that says nothing for so long does not work here, if there are others (T7). */
+const MUTE = 3;
+/** Cut that soon after it was opened, and so many times in a row: likewise. */
+const CUT = 10;
+const CUTS = 3;
 /** Rounding may make a timer early: who then waited for the rest might wait for nothing, for ever. */
 const HAIR = 1e-6;
 /** Bytes of units put into one frame; a larger unit goes alone. */
@@ -459,7 +460,7 @@ function reportFault(error) {
 
 /** Listeners by event name. */
 class Emitter {
-  /** Each in an array of its own, so that one function can be put on twice. @type {Map<string, Set<[Function]>>} */
+  /** Each in a function of its own, so that one function can be put on twice. @type {Map<string, Set<Function>>} */
   #listeners = new Map();
 
   /**
@@ -470,8 +471,7 @@ class Emitter {
   on(name, listener) {
     check(typeof listener === "function", "a listener is a function", typeof listener);
     const found = this.#listeners.get(name) ?? new Set();
-    /** @type {[Function]} */
-    const entry = [listener];
+    const entry = (/** @type {any[]} */ ...args) => listener(...args);
     this.#listeners.set(name, found.add(entry));
     return () => {
       if (found.delete(entry) && !found.size) this.#listeners.delete(name);
@@ -487,9 +487,8 @@ class Emitter {
     const found = this.#listeners.get(name);
     for (const entry of [...(found ?? [])]) {
       if (!found?.has(entry)) continue; // taken away by an earlier one
-      const [listener] = entry;
       try {
-        listener(...args);
+        entry(...args);
       } catch (error) {
         reportFault(error);
       }
@@ -511,8 +510,6 @@ const systemClock = {
   setTimeout: (callback, seconds) => setTimeout(callback, Math.min(seconds * 1000, 2 ** 31 - 1)), // more is none
   clearTimeout: (timer) => clearTimeout(timer),
 };
-
-const systemRandom = () => crypto.getRandomValues(new Uint32Array(1))[0] / 2 ** 32;
 
 /**
  * Seconds that never go back and count sleep. A monotonic clock may stand still while the machine sleeps, and the
@@ -993,7 +990,7 @@ class Membership {
       if (item.event && !ROOM_EVENTS.has(item.event)) this.events.emit(item.event, item.data, item);
       this.events.emit("message", item);
     } else if (!this.events.emit("gap", item)) {
-      const error = new RtkitError(`room ${quoted(this.channel)}: a ${item}, and nobody listens for "gap"`);
+      const error = new RtkitError(`${quoted(this.channel)}: a ${item}, unheard`);
       console.error(error);
       this.engine.events.emit("error", error);
     }
@@ -1055,7 +1052,7 @@ function gapOfJoin({ gap, epoch }, before, end) {
 const mayBeTaken = (sending) => sending.firstWritten !== null && sending.keyed;
 
 /** @param {unknown} [cause] */
-const unknown = (cause) => new PublishUnknown("sent, but not answered: it may have been done", { cause });
+const unknown = (cause) => new PublishUnknown("sent, but not answered", { cause });
 
 /** It is over: with this error only if it certainly was not done. @param {Sending} sending @param {Error} error */
 const giveUp = (sending, error) => sending.settle(mayBeTaken(sending) ? unknown(error) : error);
@@ -1063,8 +1060,10 @@ const giveUp = (sending, error) => sending.settle(mayBeTaken(sending) ? unknown(
 /** @param {string} channel */
 const leftError = (channel) => new NotRunning(`room ${quoted(channel)} was left`);
 
-/** One WebSocket, and what is true as long as it lives. */
+/** One WebSocket, or what looks like one, and what is true as long as it lives. */
 class Link {
+  /** @type {any} */
+  socket = null;
   /** Authenticated. */
   online = false;
   began = Infinity;
@@ -1093,16 +1092,10 @@ class Link {
   probeBy = Infinity;
   heldUntil = -Infinity;
   refreshAt = Infinity;
-  refreshing = false;
   maxUnit = Infinity;
   maxMessage = Infinity;
   /** @type {ReturnType<typeof makeBucket> | null} */
   bucket = null;
-
-  /** @param {any} socket */
-  constructor(socket) {
-    this.socket = socket;
-  }
 }
 
 /**
@@ -1115,6 +1108,17 @@ class Link {
  * @property {boolean} [atOnce]
  * @property {unknown} [cause]
  */
+
+/** What the options of these names are without them. */
+const LIMITS = {
+  minDelay: 0.5,
+  maxDelay: 20,
+  openTimeout: 10,
+  silence: 10,
+  resendWithin: 150,
+  maxOffline: 1000,
+  maxOfflineBytes: 8 * 1024 * 1024,
+};
 
 class Engine {
   events = new Emitter();
@@ -1129,17 +1133,20 @@ class Engine {
   /** All that are not answered yet, in the order they were made. @type {Set<Sending>} */
   commands = new Set();
 
-  #limits;
-  #url;
+  #limits = { ...LIMITS };
   #token;
   #data;
-  #WebSocket;
+  /** What http.js chooses a transport by; as long as it is `plain`, a WebSocket will do. */
+  #choice;
+  /** So many connections in a row were cut early. */
+  #cuts = 0;
+  /** Goes on with our session (C3). */
+  #resume = "";
   #clock;
   #random;
   #page;
   #now;
   #backoff;
-  #refreshBackoff;
   #keyPrefix;
   /** @type {Map<string, Membership>} */
   #rooms = new Map();
@@ -1170,41 +1177,44 @@ class Engine {
     const {
       token = null,
       data,
-      minDelay = 0.5,
-      maxDelay = 20,
-      openTimeout = 10,
-      silence = 10,
-      resendWithin = 150,
-      maxOffline = 1000,
-      maxOfflineBytes = 8 * 1024 * 1024,
+      receiveOnly = false,
+      transports = ["websocket", "sse", "poll"],
       WebSocket = globalThis.WebSocket,
+      fetch = globalThis.fetch,
       clock = systemClock,
-      random = systemRandom,
+      random = Math.random,
       page = globalThis,
     } = options;
-    this.#limits = { minDelay, maxDelay, openTimeout, silence, resendWithin, maxOffline, maxOfflineBytes };
-    for (const [name, value] of Object.entries(this.#limits)) {
+    for (const [name, standard] of Object.entries(LIMITS)) {
+      const value = /** @type {any} */ (options)[name] ?? standard;
       check(value > 0 && value < Infinity, `${name} is positive and finite`, value);
+      this.#limits[/** @type {keyof typeof LIMITS} */ (name)] = value;
     }
     const known = token === null || isText(token) || typeof token === "function";
-    check(known, "token is a string, a function or null", typeof token);
-    check(WebSocket, "no WebSocket: pass one");
-
-    this.#url = endpoint(url);
+    check(known, "token is a string or a function", typeof token);
     this.#token = token;
     this.#data = copied(data);
-    this.#WebSocket = WebSocket;
+    let plain = !!WebSocket && !receiveOnly && transports[0] === "websocket";
+    try {
+      plain &&= !page.localStorage.rtkit; // where another transport is remembered
+    } catch {} // there is none, or this page may not know
+    const mute = transports[1] ? MUTE : Infinity;
+    const way = /** @type {Transport} */ ("websocket");
+    this.#choice = { way, plain, mute, url: endpoint(url), transports, receiveOnly, WebSocket, fetch, clock, page };
     this.#clock = clock;
     this.#random = random;
     this.#page = page;
     this.#now = sleepless(clock);
     this.#backoff = this.#newBackoff();
-    this.#refreshBackoff = this.#newBackoff();
-    this.#keyPrefix = [1, 2, 3].map(() => Math.floor(random() * 2 ** 32).toString(36)).join("");
+    this.#keyPrefix = `${random()}${random()}`;
   }
 
   #newBackoff() {
     return makeBackoff(this.#limits.minDelay, this.#limits.maxDelay, this.#random);
+  }
+
+  get transport() {
+    return this.#link?.online ? this.#choice.way : null;
   }
 
   // Life.
@@ -1233,9 +1243,16 @@ class Engine {
   }
 
   close() {
-    const link = this.#link;
-    if (link?.online && link.rt) link.socket.send('{"bye":{}}');
+    this.#bye();
     this.#finish({ code: NORMAL, reason: "closed by this client" }, true);
+  }
+
+  /** Our session shall not be kept. */
+  #bye() {
+    const link = this.#link;
+    this.#resume = "";
+    if (link?.online && link.rt) link.socket.send('{"bye":{}}');
+    this.#dropLink(NORMAL);
   }
 
   /** It is over: everybody who waits for something is told. @param {Ending} ending @param {boolean} [byUs] */
@@ -1266,27 +1283,35 @@ class Engine {
       return;
     }
     if (attempt !== this.#attempt) return;
-    let socket;
-    try {
-      socket = new this.#WebSocket(this.#url);
-    } catch (cause) {
-      this.#ended({ code: LOST, reason: String(cause), terminal: true, cause });
-      return;
-    }
-    const link = (this.#link = new Link(socket));
+    const link = (this.#link = new Link());
     /** @param {(event: any) => void} handle */
     const whileMine = (handle) => (/** @type {any} */ event) => {
       if (link === this.#link) handle(event);
     };
+    const choice = this.#choice;
+    /** @type {any} */ let http;
+    /** @type {any} */ let socket;
+    this.#openWithin();
+    try {
+      http = choice.plain || (await import("./http.js"));
+      if (link !== this.#link) return;
+      socket = link.socket = http === true ? new choice.WebSocket(choice.url) : http.open(choice);
+    } catch (cause) {
+      // What is there and cannot be opened will never be.
+      whileMine(() => this.#ended({ code: LOST, reason: `${cause}`, terminal: !!http, cause }))(0);
+      return;
+    }
     socket.onopen = whileMine(() => this.#introduce(link, token));
     socket.onmessage = whileMine((event) => this.#received(link, event.data));
     socket.onerror = () => {}; // told again by onclose; to WebSockets other than browsers' nobody listening is a fault
-    socket.onclose = whileMine(({ code, reason }) => this.#ended({ code, reason, terminal: isTerminal(code) }));
+    socket.onclose = whileMine(({ code, reason, window }) => {
+      this.#ended({ code, reason, window, terminal: isTerminal(code) });
+    });
     this.#openWithin();
   }
 
   #openWithin() {
-    this.#openBy = this.#now() + this.#limits.openTimeout;
+    this.#openBy = this.#now() + Math.min(this.#limits.openTimeout, this.#choice.mute);
     this.#arm();
   }
 
@@ -1301,7 +1326,7 @@ class Engine {
   /** @param {unknown} cause */
   #noToken(cause) {
     const final = cause instanceof ConnectionClosed;
-    const { code, reason } = final ? cause : { code: LOST, reason: `the token function failed: ${cause}` };
+    const { code = LOST, reason = `no token: ${cause}` } = final ? cause : {};
     this.#ended({ code, reason, terminal: final, cause });
     if (!final) this.tell(new RtkitError(reason, { cause }));
   }
@@ -1317,7 +1342,7 @@ class Engine {
       data: this.#data,
       name: "rtkit-js",
       subs: Object.fromEntries(subs),
-      rt: { v: 1 },
+      rt: { v: 1, resume: this.#resume || undefined },
     };
     this.#openWithin();
     this.#ask("connect", body, (reply, error) => {
@@ -1336,19 +1361,20 @@ class Engine {
       ([channel, body]) => /** @type {const} */ ([channel, subscribeResult(body)]),
     );
     link.rt = rt !== null;
+    this.#resume = text(rt?.resume);
     link.ping = count(result.ping);
     link.pong = flag(result.pong);
     link.maxUnit = count(limits.unit) || Infinity;
     link.maxMessage = count(limits.message) || Infinity;
+    Object.assign(link.socket, { session: text(result.session), most: link.maxUnit });
     if (rate > 0 && burst > 0) {
       link.bucket = makeBucket(rate * SHARE, burst * SHARE, now);
       link.bucket(now, true); // the connect command itself
     }
     if (flag(result.expires)) this.#scheduleRefresh(link, count(result.ttl));
     this.clientId = text(result.client);
-    this.own.delete(this.clientId);
+    if (this.own.size >= MANY) this.own.clear();
     this.own.add(this.clientId);
-    for (const oldest of this.own) if (this.own.size > MANY) this.own.delete(oldest);
     this.#openBy = Infinity;
     this.#notBefore = 0;
     this.#renewed = false;
@@ -1370,7 +1396,7 @@ class Engine {
 
   /** `connect` was answered with an error. @param {CallError} error */
   #refused(error) {
-    let code = CLOSE_CODES.get(error.code) ?? CLOSED_FOR_GOOD;
+    let code = BAD_TOKEN + (CLOSE_CODES[error.code] ?? 3);
     let terminal = !error.temporary;
     let atOnce = false;
     if (isExpired(error) && typeof this.#token === "function") {
@@ -1399,6 +1425,7 @@ class Engine {
       this.#finish(ending);
       return;
     }
+    if (ending.code === REPLACED) this.#resume = "";
     this.#dropLink(RECONNECTING);
     if (link && now - link.began >= STABLE) this.#backoff.reset();
     if (this.#suspended) this.#dueAt = Infinity;
@@ -1406,9 +1433,35 @@ class Engine {
       this.#connect();
       return;
     } else if (ending.window) this.#dueAt = this.#notBefore = now + this.#backoff.next(ending.window);
-    else this.#dueAt = now + (this.#offline ? this.#limits.maxDelay : this.#backoff.next());
+    else if (this.#offline) this.#dueAt = now + this.#limits.maxDelay;
+    else {
+      if (link && ending.code < SAID) {
+        // Mute, or cut too soon, and nobody said why.
+        this.#cuts = !link.heardAt ? CUTS : link.online && now - link.began < CUT ? this.#cuts + 1 : 0;
+        if (this.#cuts >= CUTS && this.#choice.transports[1]) {
+          this.#fallBack(ending);
+          return;
+        }
+      }
+      this.#dueAt = now + this.#backoff.next();
+    }
     this.#arm();
     this.#set("waiting");
+  }
+
+  /**
+   * The transport does not work here: try the next, at once; unless it is the server that is not to be had (T7).
+   * @param {Ending} ending
+   */
+  async #fallBack(ending) {
+    const attempt = this.#attempt;
+    this.#cuts = 0;
+    this.#openWithin();
+    this.#set("connecting");
+    try {
+      await (await import("./http.js")).judge(ending, this.#choice);
+    } catch {} // the server cannot be had
+    if (attempt === this.#attempt) this.#ended(ending);
   }
 
   /** Forget the connection, if there is one. @param {number} code To close it with. */
@@ -1416,7 +1469,7 @@ class Engine {
     const link = this.#link;
     if (!link) return;
     this.#link = null;
-    link.socket.close(code);
+    link.socket?.close(code);
     for (const room of this.#rooms.values()) room.stepOut();
     for (const answered of [...link.answers.values(), ...link.asks.map((ask) => ask.answered)]) answered(null, null);
     this.#expire();
@@ -1494,12 +1547,12 @@ class Engine {
     const { since = null, rewind = 0, data, echo = true, raw = false, maxQueue = 1024 } = options;
     this.refuse();
     const fits = isName(channel) && !/[\u0000-\u001f\u007f]/.test(channel);
-    check(fits, "a name has 1 to 255 bytes without control characters", channel);
+    check(fits, "a name has 1 to 255 bytes, none of control", channel);
     const at = checkedPosition(since);
     check(isCount(rewind) && !(at && rewind), "rewind is a count; pass it or since");
     check(maxQueue >= 1, "maxQueue is at least 1", maxQueue);
     const found = this.#rooms.get(channel);
-    check(!found?.bound, `room ${quoted(channel)} is joined already: share it, or leave it`);
+    check(!found?.bound, `room ${quoted(channel)} is joined already`);
     const room = found ?? new Membership(this, channel, this.#newBackoff());
     Object.assign(room, { bound: true, data: copied(data), echo, raw, limit: maxQueue });
     if (!found) {
@@ -1776,7 +1829,7 @@ class Engine {
       if (flying || (lane && this.#rooms.get(lane)?.phase !== "in")) continue;
       // Around the body stand an id and the method.
       if (byteLength(json) + 40 <= maxUnit && (method !== "publish" || size <= maxMessage)) return sending;
-      giveUp(sending, new InvalidMessage(`${size} bytes are more than the server takes`));
+      giveUp(sending, new InvalidMessage(`${size} bytes are too many`));
     }
     return undefined;
   }
@@ -1806,36 +1859,27 @@ class Engine {
    */
   #scheduleRefresh(link, ttl) {
     if (typeof this.#token !== "function") return;
-    this.#refreshBackoff.reset();
     link.refreshAt = this.#now() + ttl - Math.min(10, ttl * 0.2);
     this.#arm();
   }
 
-  /** @param {Link} link */
-  async #refresh(link) {
+  /** Without success the identity expires: the server closes the connection, and the next one has a new token. */
+  async #refresh(/** @type {Link} */ link) {
     link.refreshAt = Infinity;
-    if (link.refreshing) return;
-    link.refreshing = true;
-    /** @param {unknown} cause @param {boolean} again @param {[number, number] | null} [window] */
-    const failed = (cause, again, window) => {
-      if (link !== this.#link) return;
-      // Given up, the identity expires: the server closes the connection, and the next one finds out.
-      if (again) link.refreshAt = this.#now() + this.#refreshBackoff.next(window);
-      this.#arm();
-      this.tell(new RtkitError(`the identity was not renewed: ${cause}`, { cause }));
+    /** @param {unknown} cause */
+    const failed = (cause) => {
+      if (link === this.#link) this.tell(new RtkitError(`not renewed: ${cause}`, { cause }));
     };
     try {
       const token = await this.#getToken();
       if (link !== this.#link) return;
       this.#ask("refresh", { token }, (reply, error) => {
         const result = object(reply?.refresh);
-        if (error) failed(error, error.temporary || isExpired(error), windowOf(error));
+        if (error) failed(error);
         else if (result && flag(result.expires)) this.#scheduleRefresh(link, count(result.ttl));
       });
     } catch (cause) {
-      failed(cause, !(cause instanceof ConnectionClosed));
-    } finally {
-      link.refreshing = false;
+      failed(cause);
     }
   }
 
@@ -1892,7 +1936,7 @@ class Engine {
     const silent = this.#silentAt(link) <= now;
     const unproven = probeBy <= now;
     if (unproven ? late <= ASLEEP : silent && late <= LATE && probeBy === Infinity) {
-      this.#lost(`nothing heard from the server for ${Math.round(quiet)} s`);
+      this.#lost(`nothing heard for ${Math.round(quiet)} s`);
     } else if (unproven || silent || (late > LATE && ping > 0 && quiet > ping)) {
       if (unproven) link.probeBy = Infinity;
       this.#probe(link, now);
@@ -1916,7 +1960,7 @@ class Engine {
 
   #watchPage() {
     const page = this.#page;
-    /** @param {any} target @param {string} name @param {() => void} handler */
+    /** @param {any} target @param {string} name @param {(event: any) => void} handler */
     const watch = (target, name, handler) => {
       if (!target?.addEventListener) return;
       target.addEventListener(name, handler);
@@ -1928,7 +1972,7 @@ class Engine {
       [page, "pagehide", "pageshow"],
       [page.document, "freeze", "resume"],
     ]) {
-      watch(target, gone, () => this.#suspend());
+      watch(target, gone, (event) => this.#suspend(event));
       watch(target, back, () => {
         if (!this.#suspended) return;
         this.#suspended = false;
@@ -1961,10 +2005,15 @@ class Engine {
     this.#check();
   }
 
-  /** The page goes, maybe for good: an open connection would only go stale, or keep it from being cached. */
-  #suspend() {
+  /**
+   * The page goes: an open connection would only go stale, or keep it from being cached. If it goes for good, others
+   * shall see at once that we have left.
+   * @param {any} event
+   */
+  #suspend({ persisted }) {
     if (this.#suspended) return;
     this.#suspended = true;
+    if (persisted === false) this.#bye();
     this.#clearTimer();
     this.#lost("the page is hidden");
   }
@@ -2024,6 +2073,11 @@ export class Client {
    */
   get lastFailure() {
     return this.#engine.lastFailure;
+  }
+
+  /** What it is connected by now; null while it is not. @returns {Transport | null} */
+  get transport() {
+    return this.#engine.transport;
   }
 
   /** Commands without an answer yet. @returns {number} */

@@ -16,11 +16,14 @@ from __future__ import annotations
 from ..messages import Message, Page
 from ..position import Gap, Position
 from .client import Client
-from .connecting import connect
+from .connecting import TransportName, connect
+from .fallback import FallbackDialer
 from .feeds import Feed
 from .options import Policy
+from .poll import PollDialer
 from .room import RoomClient
-from .transport import Dialer, DialFailed, Wire, WireClosed
+from .sse import SseDialer
+from .transport import Dialer, DialFailed, Opener, Wire, WireClosed
 from .values import ClientStatistics, RoomStatistics, Signal, State, Unsubscribed
 from .websocket import WebSocketDialer
 
@@ -29,6 +32,7 @@ __all__ = [
     "Client",
     "Policy",
     "State",
+    "TransportName",
     "connect",
     # rooms
     "RoomClient",
@@ -46,6 +50,10 @@ __all__ = [
     # the pipe below
     "DialFailed",
     "Dialer",
+    "FallbackDialer",
+    "Opener",
+    "PollDialer",
+    "SseDialer",
     "WebSocketDialer",
     "Wire",
     "WireClosed",

@@ -30,7 +30,7 @@ from .room import RoomClient, checked_key
 from .roomstate import RoomState
 from .supervisor import Supervisor
 from .tokens import TokenSource
-from .transport import Dialer
+from .transport import Dialer, Opener
 from .values import ClientStatistics, State
 from .websocket import version
 
@@ -77,7 +77,7 @@ class Client:
         connect_timeout: float | None,
         max_offline: int,
         policy: Policy,
-        dialer: Dialer,
+        dialer: Dialer | Opener,
         clock: Clock,
         random: _random.Random,
     ) -> None:
@@ -173,6 +173,16 @@ class Client:
     def client_id(self) -> str | None:
         """How the server calls the latest connection's session; None before the first."""
         return self._supervisor.client_id or None
+
+    @property
+    def transport(self) -> str | None:
+        """What carries the connection: ``websocket``, ``sse`` or ``poll``; None while there is none."""
+        return self._supervisor.transport
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the latest connection went on with the session of the one before: nobody saw it leave or join."""
+        return self._supervisor.resumed
 
     @property
     def close_code(self) -> int | None:

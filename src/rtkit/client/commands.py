@@ -115,7 +115,7 @@ class Outbox:
     )
 
     def __init__(
-        self, *, max_commands: int = 1000, max_bytes: int = 8 * 1024 * 1024, resend_within: float = 150.0
+        self, *, max_commands: int = 1000, max_bytes: int = 32 * 1024 * 1024, resend_within: float = 150.0
     ) -> None:
         self.max_commands = max_commands
         self.max_bytes = max_bytes
@@ -159,13 +159,20 @@ class Outbox:
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def next(self) -> Sending | None:
-        """The command that is to be written next; it stays where it is."""
+    def next(self, besides: Container[str] = ()) -> Sending | None:
+        """The command that is to be written next; it stays where it is.
+
+        :param besides: lanes that have to wait for something large of theirs (T8).
+        """
         best: Sending | None = None
         for lane, waiting in self._lanes.items():
-            if lane in self._open and (best is None or waiting[0].seq < best.seq):
+            if lane in self._open and lane not in besides and (best is None or waiting[0].seq < best.seq):
                 best = waiting[0]
         return best
+
+    def is_flying(self, id: int) -> bool:
+        """Whether a command was written under this id, and somebody waits for its answer."""
+        return id in self._flying
 
     def wrote(self, sending: Sending, id: int, boottime: float) -> None:
         """The command :meth:`next` named is being written under this id."""

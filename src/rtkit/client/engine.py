@@ -8,6 +8,11 @@ What goes out, in this order: the answer to a ping; what is urgent (``connect``,
 leaves; commands, oldest first; signals. All but the first two keep to the rate the server named, a little
 below it, so that jitter on the way does not make a refusal of it. Is one refused nevertheless, everything
 is held back for as long as the server said, and goes on in its old order.
+
+A command that is larger than the server takes in one unit goes in chunks, one each time there is something
+to write, behind all the rest: a large call delays neither the answer to a ping nor another room's commands (T8).
+Commands of its own lane wait for it, and so do other large ones. Its chunks keep to the bytes a second that the
+server named; its command id is the large unit's too, so that a refusal finds its way.
 """
 
 from __future__ import annotations
@@ -17,23 +22,27 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from .. import codes
-from ..errors import ConnectionClosed, InvalidMessage, PublishUnknown
+from ..errors import BadUnit, ConnectionClosed, InvalidMessage, PublishUnknown
 from ..primitives.backoff import Backoff
 from ..primitives.ratelimit import TokenBucket
 from ..wire import (
+    Assembler,
     Bye,
     Command,
     Connect,
     ConnectResult,
+    Cut,
     Disconnect,
     MessagePush,
     Publish,
     Push,
     Reply,
     SignalBody,
+    Splitter,
     SubRequest,
     decode_reply,
     dumps,
+    slice_within,
 )
 from ..wire.units import RefreshPush
 from .calls import Answered, Calls
@@ -51,6 +60,8 @@ _PING: Final = b"{}"
 #: Bytes around the payload of a command, at the most: room or procedure, key, and braces.
 _ENVELOPE: Final = 2048
 _HELD_BACK: Final = 1.0
+#: Bytes of a unit that comes in chunks, at the most; a server that sends more is not ours.
+_LARGEST: Final = 64 * 1024 * 1024
 
 
 def _ignore(*_: Any) -> None:
@@ -70,7 +81,7 @@ class Engine:
         wake: Callable[[], None],
         new_backoff: Callable[[], Backoff],
         max_offline: int = 1000,
-        max_offline_bytes: int = 8 * 1024 * 1024,
+        max_offline_bytes: int = 32 * 1024 * 1024,
         resend_within: float = 150.0,
     ) -> None:
         self.outbox = Outbox(
@@ -93,7 +104,12 @@ class Engine:
         self._pinged = False
         self._bye = False
         self._bucket: TokenBucket | None = None
-        self._max_unit = self._max_message = 0
+        self._max_unit = self._max_message = self._max_large = 0
+        self._volume: TokenBucket | None = None
+        self._surge = 0.0
+        self._splitter: Splitter | None = None
+        self._splitting: Sending | None = None
+        self._assembler = _assembler()
         self._held_until = -math.inf
         self._signals: dict[tuple[str, str], SignalBody] = {}
 
@@ -144,7 +160,10 @@ class Engine:
         self._answers_pings = result.pong
         limits = result.rt.limits if result.rt is not None else None
         if limits is not None:
-            self._max_unit, self._max_message = limits.unit, limits.message
+            self._max_unit, self._max_message, self._max_large = limits.unit, limits.message, limits.large
+            if limits.bytes > 0 and limits.surge > 0:
+                self._surge = max(1.0, limits.surge * _SHARE)
+                self._volume = TokenBucket(limits.bytes * _SHARE, self._surge)
             if limits.rate > 0 and limits.burst > 0:
                 self._bucket = TokenBucket(limits.rate * _SHARE, max(1.0, limits.burst * _SHARE))
                 self._bucket.force(1, now)  # the connect command itself
@@ -165,7 +184,10 @@ class Engine:
         self._bucket = None
         self._held_until = -math.inf
         self._pinged = self._answers_pings = False
-        self._max_unit = self._max_message = 0
+        self._max_unit = self._max_message = self._max_large = 0
+        self._volume = None
+        self._splitter = self._splitting = None
+        self._assembler = _assembler()
         self.expire(boot)
 
     def bye(self) -> None:
@@ -193,6 +215,17 @@ class Engine:
                 self._wake()
             return
         reply = decode_reply(unit)
+        chunk = reply.push.chunk if reply.push is not None else None
+        if chunk is not None:
+            if chunk.error is not None:
+                self._answered(Reply(id=chunk.of, error=chunk.error), now)
+                return
+            whole = self._assembler.add(chunk, now)
+            if whole is None:
+                return
+            reply = decode_reply(whole)
+            if reply.push is not None and reply.push.chunk is not None:
+                raise BadUnit("a chunk of chunks")
         if reply.push is not None:
             self._pushed(reply.push, now)
         elif reply.id:
@@ -240,6 +273,8 @@ class Engine:
     def take(self, now: float, boot: float) -> tuple[list[bytes], float]:
         """Frames to be written now; and without any, when to ask again."""
         units, again = self._units(now, boot)
+        if self._volume is not None and units:
+            self._volume.force(sum(map(len, units)), now)
         return (_frames(units, min(_FRAME, self._max_unit or _FRAME)) if units else units), again
 
     def _units(self, now: float, boot: float) -> tuple[list[bytes], float]:
@@ -266,12 +301,34 @@ class Engine:
             if unit is None:
                 again = min(again, when)
                 break
-            units.append(unit)
-            size += len(unit)
-        return units, again
+            if unit:
+                units.append(unit)
+                size += len(unit)
+        chunk, when = self._next_chunk(now)
+        if chunk is not None:
+            units.append(chunk)
+        return units, min(again, when)
+
+    def _next_chunk(self, now: float) -> tuple[bytes | None, float]:
+        """One more piece of the large command under way, or when there will be one."""
+        splitter, sending = self._splitter, self._splitting
+        if splitter is None or sending is None:
+            return None, math.inf
+        if not self.outbox.is_flying(splitter.cut.of):
+            # Refused, or nobody waits for it any more: what is there of it, the server forgets.
+            self._splitter = self._splitting = None
+            return None, now
+        if self._volume is not None:
+            size = min(slice_within(self._max_unit), len(splitter.cut.unit)) * 4 / 3
+            if (wait := self._volume.wait(min(size, self._surge), now)) > 0:
+                return None, now + wait
+        chunk = next(splitter)
+        if splitter.done:
+            self._splitter = self._splitting = None
+        return chunk, now
 
     def _next_unit(self, now: float, boot: float) -> tuple[bytes | None, float]:
-        """One more unit, or when there will be one; never is infinite."""
+        """One more unit, or when there will be one; never is infinite. An empty one now leaves in chunks."""
         sending = None
         joins = self.calls.next(urgent=False)
         if not joins:
@@ -290,32 +347,47 @@ class Engine:
             if sending.written:
                 self.resent += 1
             self.outbox.wrote(sending, id, boot)
-            return sending.encode(id), 0.0
+            unit = sending.encode(id)
+            if self._max_large and len(unit) > self._max_unit:
+                self._splitter = Splitter(Cut(unit, id, push=False, size=slice_within(self._max_unit)))
+                self._splitting = sending
+                return b"", 0.0
+            return unit, 0.0
         signal = self._signals.pop(next(iter(self._signals)))
         return dumps(Command(id, signal=signal)), 0.0
 
     def _fitting(self) -> Sending | None:
         """The next command that is within the server's limits; the others are told that they are not."""
-        while (sending := self.outbox.next()) is not None:
+        held: frozenset[str] = frozenset() if self._splitting is None else frozenset((self._splitting.lane,))
+        while (sending := self.outbox.next(held)) is not None:
             problem = self._problem(sending)
-            if not problem:
+            if problem:
+                self.outbox.withdraw(sending)
+                give_up(sending, InvalidMessage(problem))
+            elif held and sending.size > self._max_unit - _ENVELOPE:
+                held |= {sending.lane}  # one that may be large, after the one that is under way
+            else:
                 return sending
-            self.outbox.withdraw(sending)
-            give_up(sending, InvalidMessage(problem))
         return None
 
     def _problem(self, sending: Sending) -> str:
         if self._max_message and isinstance(sending.body, Publish) and sending.size > self._max_message:
             return f"a message of {sending.size} bytes; the server takes {self._max_message}"
         # What stands around a payload is small: only near the limit is it worth encoding to know.
-        near = self._max_unit and sending.size > self._max_unit - _ENVELOPE
-        if near and len(sending.encode(2**53 - 1)) > self._max_unit:
-            return f"a command of more than {self._max_unit} bytes, which is all the server takes"
+        most = self._max_large or self._max_unit
+        near = most and sending.size > most - _ENVELOPE
+        if near and len(sending.encode(2**53 - 1)) > most:
+            return f"a command of more than {most} bytes, which is all the server takes"
         return ""
 
     def __repr__(self) -> str:
         rooms = len(self.rooms.by_name)
         return f"<Engine {'online' if self._connected else 'offline'}, {self.outbox!r}, {rooms} rooms>"
+
+
+def _assembler() -> Assembler:
+    """For what one connection brings. How long a server may take, its pings tell."""
+    return Assembler(limit=_LARGEST, count=2**20, idle=math.inf, age=math.inf)
 
 
 def _frames(units: list[bytes], most: int) -> list[bytes]:

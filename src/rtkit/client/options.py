@@ -34,7 +34,7 @@ class Policy:
     silence: float = 10.0
     close_timeout: float = 2.0
     resend_within: float = 150.0
-    max_offline_bytes: int = 8 * 1024 * 1024
+    max_offline_bytes: int = 32 * 1024 * 1024
     stable: float = 5.0
 
     def __post_init__(self) -> None:

@@ -13,6 +13,10 @@ whether an ending is for good.
 An ending is for good when the server's code says so (:func:`rtkit.codes.is_terminal`), when it refuses
 ``connect`` with an error that is not temporary, or when the pipe cannot be opened in a way that no second
 try would mend. Everything else is tried again: after the window the server named, else with full jitter.
+
+A session outlives its connection for a while (C4): the server gives a token with each connection, and shown with the
+next one it is the same session. Another connection may have taken it over (code 4000); then it is theirs, and this
+client begins a new one, or the two would push each other out for ever.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ from .engine import Engine
 from .options import Policy
 from .rooms import call_error, window_of
 from .tokens import Refresher, TokenSource
-from .transport import Dialer, DialFailed, Wire, WireClosed
+from .transport import Dialer, DialFailed, Opener, Wire, WireClosed
 from .values import State
 
 __all__ = ["Ending", "Supervisor"]
@@ -97,7 +101,7 @@ class Supervisor:
         data: Raw | UnsetType,
         headers: Mapping[str, str],
         version: str,
-        dialer: Dialer,
+        dialer: Dialer | Opener,
         engine: Engine,
         bell: Bell,
         policy: Policy,
@@ -109,6 +113,10 @@ class Supervisor:
         self.state = State.IDLE
         self.client_id = ""
         self.connects = 0
+        self.transport: str | None = None
+        """Kind of the pipe that is open; None without one."""
+        self.resumed = False
+        """The latest connection went on with the session of the one before."""
         self.closed: ConnectionClosed | None = None
         """Why the client is closed; None while it is not."""
         self.last_failure = ""
@@ -126,6 +134,7 @@ class Supervisor:
         self._tasks = tasks
         self._changed = changed
         self._refresher = Refresher(source, engine, clock=clock, tasks=tasks, backoff=new_backoff())
+        self._resume = ""
         self._leaving = False
         self._renewed = False  # a token was refused as expired, and a new one fetched at once
         self._wire: Wire | None = None
@@ -178,6 +187,7 @@ class Supervisor:
         self.closed = ConnectionClosed(code, reason)
         self.closed.__cause__ = cause
         self._leaving = True
+        self._resume = ""
         self._engine.end(self.closed, rooms_raise=not by_us)
         self._set(State.CLOSED)
 
@@ -220,9 +230,11 @@ class Supervisor:
         except Exception as error:
             logger.warning("the token function failed: %r", error)
             return Ending(_LOST, f"the token function failed: {error!r}", cause=error)
+        hello = Connect(
+            token, self._data, "rtkit-python", self._version, rt=RtHello(v=1, resume=self._resume)
+        )
         try:
-            async with timeout(self._clock, self._policy.open_timeout):
-                wire = await self._dialer.dial(self._url, self._headers)
+            wire = await self._open(hello)
         except DialFailed as error:
             code = error.code if error.terminal else _LOST
             return Ending(code, error.reason, terminal=error.terminal, window=error.window, cause=error)
@@ -233,15 +245,32 @@ class Supervisor:
         except Exception as error:
             logger.exception("the dialer failed")
             return Ending(_LOST, f"the dialer failed: {error!r}", cause=error)
-        return await self._drive(wire, token)
+        return await self._drive(wire)
 
-    async def _drive(self, wire: Wire, token: str) -> Ending:
+    async def _open(self, hello: Connect) -> Wire:
+        """A pipe; the engine waits for the answer to *hello*, and has handed it over if the pipe begins with it."""
+        clock, engine, dialer = self._clock, self._engine, self._dialer
+        if not isinstance(dialer, Opener):
+            async with timeout(clock, self._policy.open_timeout):
+                wire = await dialer.dial(self._url, self._headers)
+            engine.connect(hello, self._on_connect)
+            return wire
+        engine.connect(hello, self._on_connect)
+        frames, _ = engine.take(clock.monotonic(), clock.boottime())
+        try:
+            return await dialer.open(self._url, self._headers, b"\n".join(frames))
+        except BaseException:
+            engine.lost(clock.monotonic(), clock.boottime())
+            raise
+
+    async def _drive(self, wire: Wire) -> Ending:
         clock = self._clock
         self._wire = wire
+        self.transport = getattr(wire, "transport", None)
         self._verdict = None
         self._began = math.inf
         try:
-            ending = await self._read(wire, token)
+            ending = await self._read(wire)
         except asyncio.CancelledError:
             await wire.close(codes.WS_GOING_AWAY, "")
             raise
@@ -253,8 +282,11 @@ class Supervisor:
                 self._writer.cancel()
                 self._writer = None
             self._wire = None
+            self.transport = None
             self._engine.lost(now, clock.boottime())
         ending = self._judge(ending)
+        if ending.code == codes.REPLACED:
+            self._resume = ""
         if not self._leaving:
             # Nobody waits for the goodbye of a pipe that may be dead.
             _ = self._tasks.spawn(wire.close, *_goodbye(ending), name="rtkit client: close")
@@ -262,13 +294,11 @@ class Supervisor:
             self.backoff.reset()
         return ending
 
-    async def _read(self, wire: Wire, token: str) -> Ending:
+    async def _read(self, wire: Wire) -> Ending:
         clock, engine = self._clock, self._engine
         try:
             async with timeout(clock, self._policy.open_timeout) as scope:
                 self._scope = scope
-                hello = Connect(token, self._data, "rtkit-python", self._version, rt=RtHello(v=1))
-                engine.connect(hello, self._on_connect)
                 self._writer = self._tasks.spawn(self._write, wire, name="rtkit client: write")
                 while self._verdict is None:
                     frame = await wire.recv()
@@ -347,6 +377,8 @@ class Supervisor:
         self._renewed = False
         self.connects += 1
         self.client_id = result.client
+        self._resume = result.rt.resume if result.rt is not None else ""
+        self.resumed = result.rt is not None and result.rt.resumed
         if self._scope is not None:
             self._scope.reschedule(None)
         self._engine.begin(result, now)

@@ -1,18 +1,20 @@
 """The pipe under a client: what it must do, and nothing about how.
 
-A :class:`Dialer` opens a :class:`Wire`; a wire carries whole frames both ways. The WebSocket one is in
-:mod:`rtkit.client.websocket`; tests and in-process hubs bring their own.
+A :class:`Dialer` opens a :class:`Wire`; a wire carries whole frames both ways. Over HTTP a pipe begins with what is
+said first: an :class:`Opener` opens it. The WebSocket is in :mod:`rtkit.client.websocket`, HTTP in
+:mod:`rtkit.client.sse` and :mod:`rtkit.client.poll`, and the choice among them in :mod:`rtkit.client.fallback`;
+tests and in-process hubs bring their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .. import codes
 from ..errors import RtkitError
 
-__all__ = ["DialFailed", "Dialer", "Wire", "WireClosed"]
+__all__ = ["DialFailed", "Dialer", "Opener", "Wire", "WireClosed"]
 
 
 class WireClosed(RtkitError):
@@ -35,6 +37,8 @@ class DialFailed(RtkitError):
     :param terminal: trying again cannot help; the client closes with *code*.
     :param code: the close code that says so.
     :param window: least and most seconds until the next attempt, if the server named them.
+    :param unusable: this kind of pipe does not work on this way; another may (T7). Whoever knows of no other
+        kind goes by *terminal*.
     """
 
     def __init__(
@@ -44,19 +48,21 @@ class DialFailed(RtkitError):
         terminal: bool = False,
         code: int = codes.BAD_REQUEST_CLOSE,
         window: tuple[float, float] | None = None,
+        unusable: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.terminal = terminal
         self.code = code
         self.window = window
+        self.unusable = unusable
 
 
 class Wire(Protocol):
     """One live pipe. One task sends and another receives; any may close.
 
     Guarantees: frames arrive whole and in order, or not at all. What came in before the pipe closed is
-    still received after it.
+    still received after it. A wire may have an attribute ``transport``, which names its kind.
     """
 
     async def send(self, frame: bytes) -> None:
@@ -96,5 +102,20 @@ class Dialer(Protocol):
 
         Errors: :exc:`DialFailed`; or any :exc:`OSError`, which counts as one that may pass.
         Cancellation: safe, nothing is left open.
+        """
+        ...
+
+
+@runtime_checkable
+class Opener(Protocol):
+    """Opens pipes that begin with a frame; in place of a :class:`Dialer`."""
+
+    async def open(self, url: str, headers: Mapping[str, str], hello: bytes) -> Wire:
+        """Open a pipe to *url* as :meth:`Dialer.dial` does, and send *hello*, the first frame, with it.
+
+        It bounds itself in time; the answer to *hello* may come later, by :meth:`Wire.recv`.
+
+        Errors: :exc:`DialFailed`; or any :exc:`OSError`, which counts as one that may pass.
+        Cancellation: safe, nothing is left open. *hello* may have been sent.
         """
         ...

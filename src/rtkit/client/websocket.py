@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
 import ssl as _ssl
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from .. import codes
 from ..clock import Clock
 from ..primitives.clocks import LoopClock, timeout
 from .options import without_secrets
+from .refusals import refusal
 from .transport import DialFailed, WireClosed
 
 if TYPE_CHECKING:
@@ -22,20 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["WebSocketDialer", "WebSocketWire"]
 
-#: Handshake answers for which trying again may help, beside all of 500 and up.
-_PASSING: Final = frozenset({408, 425, 429})
-_LONGEST_RETRY: Final = 3600.0
-
-_ADVICE: Final = {
-    401: "the server wants other credentials",
-    403: "the server does not permit it; is the Origin header, if one is sent, allowed there?",
-    404: "there is no such path; is the hub mounted there?",
-    426: "a proxy on the way does not pass WebSockets on",
-}
-
 
 class WebSocketWire:
     """A :class:`~rtkit.client.transport.Wire` over one WebSocket."""
+
+    transport = "websocket"
 
     __slots__ = ("_clock", "_close_timeout", "_connection")
 
@@ -138,7 +128,8 @@ class WebSocketDialer:
         except (SecurityError, InvalidProxy) as error:
             raise DialFailed(f"{without_secrets(url)}: {error}", terminal=True) from error
         except InvalidHandshake as error:
-            raise DialFailed(f"{without_secrets(url)}: {error}") from error
+            # No answer, or one that no server of WebSockets gives: something on the way stands in for it.
+            raise DialFailed(f"{without_secrets(url)}: {error}", unusable=True) from error
         except _ssl.SSLCertVerificationError as error:
             raise DialFailed(
                 f"{without_secrets(url)}: its certificate is not accepted: {error.verify_message}",
@@ -148,36 +139,14 @@ class WebSocketDialer:
         return WebSocketWire(connection, clock=self._clock, close_timeout=self._close_timeout)
 
     def _refused(self, response: Response, url: str) -> DialFailed:
-        status = response.status_code
-        text = f"{without_secrets(url)} refused the WebSocket with HTTP {status}"
-        if status >= 500 or status in _PASSING:
-            return DialFailed(text, window=self._window(response.headers.get("Retry-After")))
-        if 300 <= status < 400 and "Location" in response.headers:
-            text += (
-                f": redirected to {without_secrets(response.headers['Location'])}; redirects are not followed"
-            )
-        elif status in _ADVICE:
-            text += f": {_ADVICE[status]}"
-        elif status < 300:
-            text += ": no WebSocket endpoint is there, or a proxy does not pass WebSockets on"
-        code = {401: codes.BAD_TOKEN, 403: codes.NOT_PERMITTED_CLOSE}.get(status, codes.BAD_REQUEST_CLOSE)
-        return DialFailed(text, terminal=True, code=code)
-
-    def _window(self, retry_after: str | None) -> tuple[float, float] | None:
-        """From then on, spread over half as long again."""
-        if retry_after is None:
-            return None
-        try:
-            seconds = float(retry_after)
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(retry_after).timestamp() - self._clock.time()
-            except ValueError:
-                return None
-        if math.isnan(seconds):
-            return None
-        seconds = min(max(seconds, 0.0), _LONGEST_RETRY)
-        return seconds, seconds * 1.5 + 0.5
+        return refusal(
+            url,
+            "the WebSocket",
+            response.status_code,
+            clock=self._clock,
+            location=response.headers.get("Location"),
+            retry_after=response.headers.get("Retry-After"),
+        )
 
     def __repr__(self) -> str:
         return f"WebSocketDialer(max_size={self._max_size})"

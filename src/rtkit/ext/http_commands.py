@@ -21,10 +21,11 @@ from msgspec import Raw, Struct, UnsetType
 from .. import codes
 from ..errors import BadUnit, Reject
 from ..hub import Hub, Room
+from ..hub.feature import client_info
 from ..identity import Identity
 from ..position import Position
 from ..schema import Schema
-from ..wire import ClientInfo, Empty, ErrorBody, HistoryResult, PublishResult, dumps, loads
+from ..wire import Empty, ErrorBody, HistoryResult, PublishResult, dumps, loads
 from . import http_units as units
 from .http_outcomes import ABREAST, abreast, outcome
 
@@ -62,18 +63,23 @@ def _room(hub: Hub[Any], channel: str | None) -> Room[Any]:
 
 
 def _user(request: units.UserRequest) -> str:
-    """Whom it is about; raises Reject for nobody, and for one client of somebody."""
+    """Whom it is about; raises Reject for nobody, and for a session."""
     if not request.user:
         raise BadUnit("user is missing")
-    if request.client or request.session:
+    if request.session:
         raise Reject(
-            "client and session are not available: it is about all connections of a user",
+            "session is not available: it is about all connections of a user, or that of one client",
             code=codes.NOT_AVAILABLE,
         )
     try:
         return Identity(request.user).user
     except ValueError as error:
         raise BadUnit(str(error)) from None
+
+
+def _check_size(data: Raw, most: int) -> None:
+    if memoryview(data).nbytes > most:
+        raise Reject(f"a message has at most {most} bytes", code=codes.LIMIT_EXCEEDED)
 
 
 class _Outgoing:
@@ -88,10 +94,7 @@ class _Outgoing:
             raise Reject("version is not available", code=codes.NOT_AVAILABLE)
         if isinstance(request.data, UnsetType):
             raise BadUnit("data is missing")
-        if len(request.data) > hub.limits.max_publication:
-            raise Reject(
-                f"a message has at most {hub.limits.max_publication} bytes", code=codes.LIMIT_EXCEEDED
-            )
+        _check_size(request.data, hub.engine.max_publication)
         key = request.idempotency_key or ""
         if len(key) > _KEY or _CONTROL.search(key):
             raise BadUnit(f"an idempotency_key has at most {_KEY} characters, and no control characters")
@@ -118,6 +121,7 @@ class _Outgoing:
     async def publish(self, channel: str | None) -> PublishResult:
         room = _room(self._hub, channel)
         family, _ = self._hub.engine.lookup(room.name)
+        _check_size(self._data, family.max_publication or self._hub.limits.max_publication)
         data = self._for(family.schema)
         if self._skip_history and family.history is not None:
             raise Reject(
@@ -178,17 +182,17 @@ async def _history_remove(hub: Hub[Any], request: units.ChannelRequest) -> Empty
 
 async def _presence(hub: Hub[Any], request: units.ChannelRequest) -> units.PresenceResult:
     members = await _room(hub, request.channel).presence()
-    return units.PresenceResult({each.client: ClientInfo(each.user, each.client) for each in members})
+    return units.PresenceResult({each.client: client_info(each) for each in members})
 
 
 async def _presence_stats(hub: Hub[Any], request: units.ChannelRequest) -> units.PresenceStatsResult:
-    members = await _room(hub, request.channel).presence()
-    return units.PresenceStatsResult(len(members), len({each.user for each in members}))
+    found = await _room(hub, request.channel).presence_stats()
+    return units.PresenceStatsResult(found.clients, found.users)
 
 
 async def _unsubscribe(hub: Hub[Any], request: units.UnsubscribeRequest) -> Empty:
     user, room = _user(request), _room(hub, request.channel)
-    await room.remove(user, reason="unsubscribed by the server")
+    await room.remove(user, reason="unsubscribed by the server", client=request.client or "")
     return Empty()
 
 
@@ -201,7 +205,7 @@ async def _disconnect(hub: Hub[Any], request: units.DisconnectRequest) -> Empty:
     if len(reason.encode()) > _REASON:
         raise BadUnit(f"a reason has at most {_REASON} bytes")
     try:
-        await hub.user(user).close(code=code, reason=reason)
+        await hub.user(user).close(code=code, reason=reason, client=request.client or "")
     except ValueError as error:
         raise BadUnit(str(error)) from None
     return Empty()
@@ -215,10 +219,11 @@ async def _refresh(hub: Hub[Any], request: units.RefreshRequest) -> Empty:
             "expire_at and info are not available: what holds, and until when, is for authenticate to say",
             code=codes.NOT_AVAILABLE,
         )
+    client = request.client or ""
     if request.expired:
-        await hub.user(user).close(code=codes.EXPIRED_CLOSE)
+        await hub.user(user).close(code=codes.EXPIRED_CLOSE, client=client)
     else:
-        await hub.user(user).refresh()
+        await hub.user(user).refresh(client=client)
     return Empty()
 
 
@@ -258,6 +263,7 @@ async def _info(hub: Hub[Any], request: units.NoFields) -> units.InfoResult:
         num_users=len(engine.users),
         num_subs=sum(len(session.rooms) for session in engine.sessions.values()),
         num_channels=len(engine.rooms),
+        uptime=int(engine.clock.monotonic() - engine.began_at),
     )
     return units.InfoResult([node])
 

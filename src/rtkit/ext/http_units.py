@@ -81,7 +81,7 @@ class ChannelRequest(Struct):
 
 
 class UserRequest(Struct):
-    """Whom it is about; *user* has to be there."""
+    """Whom it is about; *user* has to be there, with *client* or without."""
 
     user: str | None = None
     client: str | None = None
@@ -89,7 +89,7 @@ class UserRequest(Struct):
 
 
 class UnsubscribeRequest(UserRequest):
-    """Take a user out of a room."""
+    """Take a user, or one client of theirs, out of a room."""
 
     channel: str | None = None
 
@@ -102,14 +102,14 @@ class Goodbye(Struct):
 
 
 class DisconnectRequest(UserRequest):
-    """Close the connections of a user."""
+    """Close the connections of a user, or of one client of theirs."""
 
     whitelist: list[str] | None = None
     disconnect: Goodbye | None = None
 
 
 class RefreshRequest(UserRequest):
-    """Have a user's clients show new tokens."""
+    """Have a user's clients, or one of them, show new tokens."""
 
     expired: bool | None = None
     expire_at: int | None = None
@@ -170,6 +170,7 @@ class Node(Struct):
     num_users: int
     num_subs: int
     num_channels: int
+    uptime: int
 
 
 class InfoResult(Struct):

@@ -12,6 +12,10 @@ Traps:
 - *While it shuts down*, aiohttp takes no more bytes from anybody, so a peer's close frame is not waited for then.
 - *A connection that broke* may be reported as closed with 1000. Only a code that came in a close frame counts.
 - *Compression* is on unless told otherwise; T9 says off.
+- *Nobody tells that a client has gone away* while an answer is waited for or goes on, unless the application runs with
+  ``handler_cancellation``. So we look over aiohttp's shoulder, at what the loop tells its protocol.
+- *A response that was sent already* cannot be changed by aiohttp's middlewares: those of streams are, for they must be.
+  Others are handed back, as every handler does.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, final
 
 from aiohttp import WSMsgType, web
+from multidict import CIMultiDict
 
 from .asgi import Scope
 from .wrap import AsgiApp, check_prefix
@@ -105,20 +110,119 @@ async def _serve(
             await trial.prepare(request)  # says what is wrong with the handshake
         await hub(_scope(request, "websocket"), socket.receive, socket.send)
         return socket.end()
-    answer = _Answer()
-    await hub(_scope(request, "http"), answer.receive, answer.send)
-    return answer.response()
+    exchange = _Exchange(request)
+    try:
+        await hub(_scope(request, "http"), exchange.receive, exchange.send)
+    finally:
+        exchange.end()
+    return exchange.response()
+
+
+@final
+class _Exchange:
+    """A request and its response behind the ASGI messages of them."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._network = request.transport
+        self._answer = _Answer()
+        self._stream: web.StreamResponse | None = None
+        self._body_read = False
+        self._complete = False
+        self._shoulder: _Shoulder | None = None
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return {"type": "http.disconnect"}
+        if not self._body_read:
+            try:
+                data = await self._request.content.readany()
+            except (OSError, web.RequestPayloadError):
+                return {"type": "http.disconnect"}
+            self._body_read = not data or self._request.content.at_eof()
+            return {"type": "http.request", "body": data, "more_body": not self._body_read}
+        if self._shoulder is None:
+            self._shoulder = _Shoulder(self._request)
+        await self._shoulder.wait_gone()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        more = message.get("more_body", False)
+        if message["type"] == "http.response.start":
+            await self._answer.send(message)
+        elif self._stream is None and not more:
+            self._complete = True
+            await self._answer.send(message)
+        else:
+            if self._stream is None:
+                self._stream = self._answer.streamed()
+                await self._stream.prepare(self._request)
+            if data := message.get("body", b""):
+                await self._stream.write(data)
+            if not more:
+                await self._stream.write_eof()
+                self._complete = True
+
+    def end(self) -> None:
+        """The hub is done with it."""
+        if self._shoulder is not None:
+            self._shoulder.leave()
+        if not self._complete and self._network is not None:
+            # Cut off: the client must not take it for whole. Or it takes nothing, and had its time.
+            self._network.abort()
+
+    def response(self) -> web.StreamResponse:
+        """What the handler returns."""
+        return self._stream or self._answer.response()
+
+
+@final
+class _Shoulder(asyncio.Protocol):
+    """Looks over the shoulder of a connection's protocol, to see the connection go."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._network = request.transport
+        self._inner: asyncio.Protocol = request.protocol
+        if self._network is None or self._network.is_closing():
+            self._gone.set_result(None)
+        elif self._network.get_protocol() is self._inner:
+            self._network.set_protocol(self)
+
+    async def wait_gone(self) -> None:
+        """Wait for the end of the connection; for ever if we cannot see it. Cancellation: safe."""
+        await asyncio.shield(self._gone)
+
+    def leave(self) -> None:
+        """Look elsewhere."""
+        if self._network is not None and self._network.get_protocol() is self:
+            self._network.set_protocol(self._inner)
+        self._gone.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inner.connection_lost(exc)
+        if not self._gone.done():
+            self._gone.set_result(None)
 
 
 class _Answer:
-    """A plain response, from the two ASGI messages that it is made of."""
+    """A response, from the two ASGI messages that a plain one is made of."""
 
     def __init__(self) -> None:
         self._start: Message | None = None
         self._body = b""
-
-    async def receive(self) -> Message:
-        return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         if message["type"].endswith(".start"):
@@ -127,9 +231,17 @@ class _Answer:
             self._body += message.get("body", b"")
 
     def response(self) -> web.Response:
+        status, headers = self._head()
+        return web.Response(status=status, headers=headers, body=self._body)
+
+    def streamed(self) -> web.StreamResponse:
+        status, headers = self._head()
+        return web.StreamResponse(status=status, headers=headers)
+
+    def _head(self) -> tuple[int, CIMultiDict[str]]:
         start = self._start or {"status": 500, "headers": ()}
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]]
-        return web.Response(status=start["status"], headers=headers, body=self._body)
+        headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"])
+        return start["status"], CIMultiDict(headers)
 
 
 @final

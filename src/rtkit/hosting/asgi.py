@@ -20,6 +20,7 @@ Traps, each found with a real server or framework:
   1005 for a connection that broke (it is 1006), hypercorn 1006 whatever the peer said.
 - *Servers end a connection in three ways*: a disconnect message (uvicorn, 1012), cancellation
   (hypercorn, and uvicorn after ``timeout_graceful_shutdown``), a ``send()`` that raises.
+- *A server that ends waits for open responses* first and tells us last; see :mod:`rtkit.hosting.uvicorn_drain`.
 - *The TLS a client sees* ends at a proxy: ``ws`` as the scheme proves nothing about the browser's page.
 - *Litestar* refuses an application whose ``__call__`` is not annotated ``-> None``.
 """
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -38,11 +39,13 @@ from ..codes import NOT_PERMITTED_CLOSE, TRY_LATER
 from ..errors import Unavailable
 from ..primitives.clocks import LoopClock
 from ..primitives.tasks import Tasks
-from ..transports import Acceptor, Handshake, Refused
+from ..transports import HTTP_ENDPOINTS, Acceptor, Handshake, Refused
+from .asgi_http import AsgiHttp, respond
 from .asgi_interrupt import interrupted
 from .asgi_pipe import AsgiPipe, Receive, Send
 from .asgi_raw import RawSockets
-from .endpoints import NOT_FOUND, WEBSOCKET, Endpoints, Request, Response, refusal
+from .endpoints import NOT_FOUND, WEBSOCKET, Endpoints, Request, refusal
+from .uvicorn_drain import drain_before_exit
 
 __all__ = ["SUBPROTOCOLS", "AsgiHost", "AsgiStatistics", "Receive", "Scope", "Send"]
 
@@ -66,16 +69,20 @@ class AsgiStatistics:
     """What an :class:`AsgiHost` is doing.
 
     :param connections: WebSockets that are open now.
-    :param writing: how many of them have something to send.
+    :param requests: requests to the other transports that are being answered; streams among them.
+    :param streams: responses that go on.
+    :param writing: how many WebSockets and streams have something to send.
     """
 
     connections: int
+    requests: int
+    streams: int
     writing: int
 
 
 @final
 class AsgiHost:
-    """An ASGI application that brings WebSockets to an :class:`~rtkit.transports.Acceptor`.
+    """An ASGI application that brings WebSockets and requests to an :class:`~rtkit.transports.Acceptor`.
 
     ::
 
@@ -89,8 +96,9 @@ class AsgiHost:
     :param lifespan: makes the context manager to be entered at ``lifespan.startup`` and left at
         ``lifespan.shutdown``.
     :param ready: None when new clients are welcome, else the seconds after which they shall come back (M4).
+    :param drain: sends every client away, and takes no new ones; called at a SIGTERM where that can be noticed (L2).
     :param clock: for the close timeout.
-    :param close_timeout: seconds a closing connection may take, flushing included.
+    :param close_timeout: seconds a closing connection or an ending stream may take, flushing included.
     :raises ValueError: for a close timeout that is not positive.
     """
 
@@ -99,7 +107,9 @@ class AsgiHost:
         "_clock",
         "_close_timeout",
         "_connections",
+        "_drain",
         "_endpoints",
+        "_http",
         "_lifespan",
         "_raw",
         "_tasks",
@@ -111,6 +121,7 @@ class AsgiHost:
         *,
         lifespan: Callable[[], AbstractAsyncContextManager[object]],
         ready: Callable[[], float | None] | None = None,
+        drain: Callable[[], Awaitable[None]] | None = None,
         clock: Clock | None = None,
         close_timeout: float = 5.0,
     ) -> None:
@@ -118,16 +129,23 @@ class AsgiHost:
             raise ValueError(f"AsgiHost(close_timeout=…) is positive seconds, not {close_timeout!r}")
         self._acceptor = acceptor
         self._lifespan = lifespan
+        self._drain = drain
         self._endpoints = Endpoints(ready)
         self._clock: Clock = LoopClock() if clock is None else clock
         self._close_timeout = close_timeout
         self._connections = 0
         self._tasks = Tasks(name="asgi", clock=self._clock)
         self._raw = RawSockets(acceptor, clock=self._clock, close_timeout=close_timeout)
+        self._http = AsgiHttp(acceptor, clock=self._clock, close_timeout=close_timeout, writers=self._tasks)
 
     def statistics(self) -> AsgiStatistics:
         """What is open and busy now."""
-        return AsgiStatistics(connections=self._connections, writing=self._tasks.statistics().running)
+        return AsgiStatistics(
+            connections=self._connections,
+            requests=self._http.requests,
+            streams=self._http.streams,
+            writing=self._tasks.statistics().running,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope: ``lifespan``, ``http`` or ``websocket``.
@@ -136,11 +154,13 @@ class AsgiHost:
 
         :raises ValueError: for another type of scope.
         """
+        if self._drain is not None:
+            drain_before_exit(self._drain)
         match scope["type"]:
             case "websocket":
                 await self._serve_websocket(scope, receive, send)
             case "http":
-                await self._serve_http(scope, send)
+                await self._serve_http(scope, receive, send)
             case "lifespan":
                 await self._serve_lifespan(receive, send)
             case other:
@@ -220,13 +240,22 @@ class AsgiHost:
 
     # -- http
 
-    async def _serve_http(self, scope: Scope, send: Send) -> None:
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, endpoint = scope["method"], _endpoint(scope)
+        if endpoint in HTTP_ENDPOINTS:
+            try:
+                handshake = read_handshake(scope)
+            except Refused as refused:
+                await respond(send, refusal(refused.status, refused.reason))
+            else:
+                await self._http.serve(method, endpoint, handshake, receive, send)
+            return
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope.get("headers") or ():
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        request = Request(scope["method"], _endpoint(scope), headers, str(scope.get("http_version", "1.1")))
-        await _respond(send, self._endpoints.answer(request))
+        request = Request(method, endpoint, headers, str(scope.get("http_version", "1.1")))
+        await respond(send, self._endpoints.answer(request))
 
     def __repr__(self) -> str:
         return f"<AsgiHost, {self._connections} connections>"
@@ -287,16 +316,10 @@ async def _deny(scope: Scope, send: Send, refused: Refused) -> None:
     try:
         if "websocket.http.response" in (scope.get("extensions") or {}):
             response = refusal(refused.status, refused.reason, refused.retry_after)
-            await _respond(send, response, prefix="websocket.http.response")
+            await respond(send, response, prefix="websocket.http.response")
         else:
             # The code gets no further than an in-memory client; on the network this is a 403.
             code = TRY_LATER if refused.status in (429, 503) else NOT_PERMITTED_CLOSE
             await send({"type": "websocket.close", "code": code, "reason": refused.reason.strip()[:100]})
     except (OSError, RuntimeError):
         _log.debug("gone before it was refused", exc_info=True)
-
-
-async def _respond(send: Send, response: Response, *, prefix: str = "http.response") -> None:
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
-    await send({"type": f"{prefix}.start", "status": response.status, "headers": headers})
-    await send({"type": f"{prefix}.body", "body": response.body})

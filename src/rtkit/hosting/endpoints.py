@@ -6,10 +6,12 @@ Endpoints are told by the last segment of the path, since hosts cut prefixes dif
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Final, final
+
+from ..transports import Response, plain, refusal
 
 __all__ = ["SCRIPTS", "WEBSOCKET", "Endpoints", "Request", "Response", "etag_matches", "plain", "refusal"]
 
@@ -23,7 +25,6 @@ SCRIPTS: Final = {
 _NAMED: Final = frozenset({"ready", "ws", "websocket", *SCRIPTS})
 
 _ALLOW: Final = "GET, HEAD, OPTIONS"
-_TEXT: Final = "text/plain; charset=utf-8"
 
 NOT_FOUND: Final = (
     "Nothing is here. This is rtkit; below its mount point are ws (a WebSocket), ready and client.js.\n"
@@ -53,42 +54,6 @@ class Request:
     endpoint: str
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     http_version: str = "1.1"
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An answer with a body that is at hand.
-
-    :param headers: names in lower case; ``content-length`` among them where there may be a body, also to a HEAD,
-        whose body is empty.
-    """
-
-    status: int
-    headers: Sequence[tuple[str, str]]
-    body: bytes = b""
-
-
-def plain(status: int, text: str, *more: tuple[str, str], head: bool = False) -> Response:
-    """A page in plain words, never to be cached.
-
-    :param more: headers besides its type and length.
-    :param head: answer a HEAD.
-    """
-    body = text.encode()
-    headers = (
-        ("cache-control", "no-store"),
-        *more,
-        ("content-type", _TEXT),
-        ("content-length", str(len(body))),
-        ("x-content-type-options", "nosniff"),
-    )
-    return Response(status, headers, b"" if head else body)
-
-
-def refusal(status: int, reason: str, retry_after: int | None = None) -> Response:
-    """The answer to a handshake that is not taken."""
-    more = () if retry_after is None else (("retry-after", str(retry_after)),)
-    return plain(status, reason if reason.endswith("\n") else f"{reason}\n", *more)
 
 
 def etag_matches(header: str | None, tag: str) -> bool:

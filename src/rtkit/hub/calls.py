@@ -22,6 +22,8 @@ from ..wire import (
     Envelope,
     HistoryResult,
     Kind,
+    PresenceResult,
+    PresenceStatsResult,
     PublishResult,
     Reply,
     RpcResult,
@@ -31,6 +33,7 @@ from ..wire import (
 )
 from .answers import answer, asked_for
 from .context import Context, Run, current_run
+from .feature import client_info
 from .handle import Room
 from .router import Procedure
 from .session import Session
@@ -39,7 +42,16 @@ from .table import Around, Family
 if TYPE_CHECKING:
     from .connection import Connection
 
-__all__ = ["history", "publish", "rpc", "send", "signal"]
+__all__ = [
+    "history",
+    "presence",
+    "presence_stats",
+    "presence_update",
+    "publish",
+    "rpc",
+    "send",
+    "signal",
+]
 
 logger = logging.getLogger("rtkit.handlers")
 
@@ -69,6 +81,7 @@ _VERBS = {
     "publish": "publish here",
     "signal": "signal here",
     "history": "read the history of this room",
+    "presence": "see who is here",
 }
 
 
@@ -105,12 +118,7 @@ async def publish(connection: Connection, command: Command) -> None:
         raise Reject("there are no maps here; publish a message", code=codes.NOT_AVAILABLE)
     if isinstance(body.data, UnsetType):
         raise BadUnit("data is missing")
-    if len(bytes(body.data)) > connection.engine.limits.max_publication:
-        connection.engine.counters.add("limits", "publication")
-        raise Reject(
-            f"a message has at most {connection.engine.limits.max_publication} bytes",
-            code=codes.LIMIT_EXCEEDED,
-        )
+    _check_size(connection, body.channel, body.data)
     family, room, ctx = await _permitted(session, body.channel, "publish")
     handlers = family.rooms.handlers
     event: str = ""
@@ -140,10 +148,20 @@ async def publish(connection: Connection, command: Command) -> None:
     connection.reply(Reply(id=command.id, publish=result))
 
 
+def _check_size(connection: Connection, name: str, data: Raw) -> None:
+    engine = connection.engine
+    most = asked_for(engine, name)[0].max_publication or engine.limits.max_publication
+    if memoryview(data).nbytes > most:
+        engine.counters.add("limits", "publication")
+        raise Reject(f"a message has at most {most} bytes", code=codes.LIMIT_EXCEEDED)
+
+
 async def signal(connection: Connection, command: Command) -> None:
     """Tell those who are in a room now; not stored (D5)."""
     body, session = command.signal, connection.session
     assert body is not None and session is not None
+    if not isinstance(body.data, UnsetType):
+        _check_size(connection, body.channel, body.data)
     await _permitted(session, body.channel, "signal")
     data = Raw(b"null" if isinstance(body.data, UnsetType) else dumps(loads(bytes(body.data), _any)))
     envelope = Envelope(
@@ -153,10 +171,55 @@ async def signal(connection: Connection, command: Command) -> None:
     connection.reply(Reply(id=command.id, signal=Empty()))
 
 
+async def _with_presence(session: Session[Any], name: str) -> Family:
+    """The family of a room, if it has presence and the session may see it."""
+    family, _, _ = await _permitted(session, name, "presence")
+    if "presence" not in family.rooms.features:
+        raise Reject("this room has no presence", code=codes.NOT_AVAILABLE)
+    return family
+
+
+async def presence(connection: Connection, command: Command) -> None:
+    """Who is in a room (P1)."""
+    body, session = command.presence, connection.session
+    assert body is not None and session is not None
+    family = await _with_presence(session, body.channel)
+    members = await connection.engine.presence.members(body.channel, family, bounded=True)
+    found = {each.client: client_info(each) for each in members}
+    connection.reply(Reply(id=command.id, presence=PresenceResult(found)))
+
+
+async def presence_stats(connection: Connection, command: Command) -> None:
+    """How many are in a room."""
+    body, session = command.presence_stats, connection.session
+    assert body is not None and session is not None
+    family = await _with_presence(session, body.channel)
+    found = await connection.engine.presence.stats(body.channel, family)
+    connection.reply(Reply(id=command.id, presence_stats=PresenceStatsResult(found.clients, found.users)))
+
+
+async def presence_update(connection: Connection, command: Command) -> None:
+    """What the client says about itself in a room from now on (P1)."""
+    body, session = command.presence_update, connection.session
+    assert body is not None and session is not None
+    family, _ = asked_for(connection.engine, body.channel)
+    if "presence" not in family.rooms.features:
+        raise Reject("this room has no presence", code=codes.NOT_AVAILABLE)
+    connection.engine.presence.update(session, body.channel, body.meta)
+    connection.reply(Reply(id=command.id, presence_update=Empty()))
+
+
 async def rpc(connection: Connection, command: Command) -> None:
     """Call a procedure."""
     body, session = command.rpc, connection.session
     assert body is not None and session is not None
+    if body.method.startswith("rt."):
+        for feature in connection.engine.features.values():
+            call = feature.calls.get(body.method)
+            if call is not None:
+                answered = await call(session, body.data)
+                connection.reply(Reply(id=command.id, rpc=RpcResult(answered)))
+                return
     await _procedure(connection, command.id, session, body.method, body.data, body.key)
 
 

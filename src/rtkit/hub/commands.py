@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["handle", "methods_of"]
 
-#: Commands that ask for something not switched on in this hub.
-_NOT_AVAILABLE = ("presence", "presence_stats")
 _METHODS = (
     "connect",
     "subscribe",
@@ -33,7 +31,9 @@ _METHODS = (
     "sub_refresh",
     "ping",
     "bye",
-    *_NOT_AVAILABLE,
+    "presence",
+    "presence_stats",
+    "presence_update",
     "refresh",
 )
 
@@ -56,9 +56,6 @@ async def handle(connection: Connection, command: Command) -> None:
     if method == "refresh":
         connection.refresh(command)  # it came while connect was under way
         return
-    if method in _NOT_AVAILABLE:
-        connection.error(command.id, codes.NOT_AVAILABLE, f"{method} is not available here")
-        return
     await answer(connection, command.id, _HANDLERS[method], connection, command)
 
 
@@ -79,6 +76,9 @@ _HANDLERS: dict[str, Callable[[Connection, Command], Awaitable[None]]] = {
     "rpc": calls.rpc,
     "send": calls.send,
     "signal": calls.signal,
+    "presence": calls.presence,
+    "presence_stats": calls.presence_stats,
+    "presence_update": calls.presence_update,
     "sub_refresh": joins.sub_refresh,
     "ping": _ping,
     "bye": _bye,

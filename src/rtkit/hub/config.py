@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from ..primitives.heartbeat import Heartbeat
 from ..primitives.ratelimit import Rate
 from ..publisher import MAX_PUBLICATION
+from ..wire import UNIT
 
 __all__ = ["Limits"]
 
@@ -16,7 +17,9 @@ class Limits:
     """Bounds of a hub; sizes in bytes, times in seconds.
 
     :param max_frame: bytes of one inbound frame; a larger one closes with 1009.
-    :param max_publication: bytes of one message; a larger one is answered 106.
+    :param max_publication: bytes of one message; a larger one is answered 106. Rooms may have a bound of their own.
+    :param large: bytes of a unit that comes or goes in chunks (T8): a call, an answer, a message with all around it.
+    :param assembling: bytes of unfinished large units, of all connections together.
     :param max_pending: commands of one session that wait; beyond that its transport is not read (C2).
     :param max_rooms: rooms of one session.
     :param commands: commands a second of one connection, and how many at once.
@@ -28,14 +31,20 @@ class Limits:
     :param refresh_leeway: after an identity's expiry until the connection is closed (A3).
     :param drain_timeout: that running handlers get when the hub closes (L1).
     :param heartbeat: of each connection (F4); None is off.
+    :param keepalive: between comments in a stream of events, whose client cannot answer pings (F4).
+    :param grace: that a client which lost its connection has to come back to its session (C3); None is off.
+    :param poll_wait: until a long-poll with nothing to say is answered (T4).
+    :param poll_gone: between two polls, after which the client is taken for lost.
     :param recovery_page: messages read from history at once.
     :param history_page: messages of one ``history`` command at the most.
     :param position_check: between comparisons of a room's top with what was delivered (H4); None is off.
-    :raises ValueError: for a bound that is not positive.
+    :raises ValueError: for a bound that is not positive, and for messages that *large* has no room for.
     """
 
     max_frame: int = 1024 * 1024
     max_publication: int = MAX_PUBLICATION
+    large: int = 16 * 1024 * 1024
+    assembling: int = 256 * 1024 * 1024
     max_pending: int = 64
     max_rooms: int = 128
     commands: Rate = field(default_factory=lambda: Rate(rate=50, burst=100))
@@ -47,6 +56,10 @@ class Limits:
     refresh_leeway: float = 10.0
     drain_timeout: float = 5.0
     heartbeat: Heartbeat | None = field(default_factory=Heartbeat)
+    keepalive: float = 15.0
+    grace: float | None = 20.0
+    poll_wait: float = 25.0
+    poll_gone: float = 10.0
     recovery_page: int = 500
     history_page: int = 1000
     position_check: float | None = 30.0
@@ -56,8 +69,7 @@ class Limits:
             value = getattr(self, each.name)
             if isinstance(value, int | float) and not value > 0:
                 raise ValueError(f"Limits({each.name}=…) is positive, not {value!r}")
-        if self.outbox < self.max_publication + 64 * 1024:
-            # Until units are sent in chunks (T8), one message must fit an empty outbox with its frame.
+        if self.large < self.max_publication + UNIT:
             raise ValueError(
-                f"Limits(outbox={self.outbox}) must exceed max_publication={self.max_publication} by 64 KiB"
+                f"Limits(large={self.large}) must exceed max_publication={self.max_publication} by 64 KiB"
             )

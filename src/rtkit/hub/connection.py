@@ -8,6 +8,7 @@ of the loop turn, and leaves in one write (D4).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,10 @@ from ..primitives.outbox import Outbox, Overflow, Spill
 from ..primitives.ratelimit import TokenBucket
 from ..transports import Handshake, Transport
 from ..wire import (
+    Assembler,
+    BadChunk,
     BadCommand,
+    Chunk,
     Command,
     Disconnect,
     ErrorBody,
@@ -32,46 +36,57 @@ from ..wire import (
 )
 from .commands import handle, methods_of
 from .greeting import refresh
+from .large import FENCE, Freight
 from .prepared import HIGH_WATER
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .local import Member
     from .session import Session
+    from .web import HttpSession
 
 __all__ = ["Connection"]
 
 logger = logging.getLogger("rtkit.connection")
 
 _PING = b"{}"
+#: A chunk with less, unless it is the last, counts as a pong does: many tiny ones cost more than their bytes (F1).
+_SMALL_CHUNK = 1024
 
 
 class Connection:
     """Drives one transport for the hub.
 
     :ivar session: None until authenticated.
+    :ivar http: where its requests come in, over a transport that has no pipe of its own for them.
     :ivar rt: the client announced itself as rtkit's own.
     :ivar clear: nothing is queued here or in the transport, so that what comes next may go past the outbox.
     :ivar lagging: members that read on from history when the outbox has room.
     """
 
     __slots__ = (
+        "_assembler",
         "_auth_deadline",
         "_beat",
         "_beat_deadline",
         "_bytes",
+        "_chunk_deadline",
         "_commands",
         "_corked",
         "_dirty",
         "_expiry_deadline",
+        "_freight",
         "_overdrawn",
         "_paused",
         "_pending",
+        "_pending_bytes",
         "_refreshing",
+        "_replies_leave",
         "clear",
         "closing",
         "engine",
         "handshake",
+        "http",
         "lagging",
         "lost_with",
         "outbox",
@@ -87,13 +102,19 @@ class Connection:
         self.transport = transport
         self.handshake = handshake
         self.session: Session[Any] | None = None
+        self.http: HttpSession | None = None
         self.rt = False
         self.clear = False
         self.closing = False
         self.lost_with: tuple[int, str] | None = None
         self.outbox = Outbox(limit=limits.outbox, reserve=limits.reserve)
         self.lagging: dict[Member, None] = {}
-        self._pending: deque[Command] | None = None
+        self._freight: Freight | None = None  # while something large leaves (T8)
+        self._replies_leave: asyncio.Future[None] | None = None
+        self._assembler: Assembler | None = None  # since something large came in
+        self._chunk_deadline: Deadline | None = None
+        self._pending: deque[tuple[Command, int]] | None = None
+        self._pending_bytes = 0  # of large commands alone
         self._paused = False
         self._dirty = False
         self._corked = False
@@ -131,7 +152,7 @@ class Connection:
             if self.closing:
                 return
 
-    def _unit(self, unit: bytes, now: float) -> None:
+    def _unit(self, unit: bytes, now: float, *, assembled: bool = False) -> None:
         if unit == _PING:
             self._pong(now)
             return
@@ -147,12 +168,83 @@ class Connection:
         if command.connect is None and self.session is None and not self._pending_connect():
             self.close(codes.BAD_REQUEST_CLOSE, "bad request: the first command must be connect")
             return
+        if command.chunk is not None and self.rt and not assembled:
+            self._chunk(command.chunk, now)
+            return
         if not self._admit(command.id, now):
             return
         if command.refresh is not None and self.session is not None and methods_of(command) == ["refresh"]:
             self.refresh(command)  # bypasses the queue: a waiting handler must not let a token expire (C2)
             return
-        self._enqueue(command)
+        self._enqueue(command, len(unit) if assembled else 0)
+
+    def _chunk(self, chunk: Chunk, now: float) -> None:
+        """A piece of a large unit (T8). It costs its bytes alone; the whole costs what any command does (F1)."""
+        if chunk.error is not None:
+            return  # a client does not refuse what we send; there is nothing we could do about it
+        engine, limits = self.engine, self.engine.limits
+        if self._assembler is None:
+            self._assembler = Assembler(limit=limits.large)
+        assembler = self._assembler
+        before, of = assembler.size, chunk.of
+        passed = assembler.passes_over(of)
+        try:
+            if (passed or (len(chunk.data) < _SMALL_CHUNK and not chunk.last)) and self._commands.take(
+                0.1, now
+            ):
+                wait = self._commands.wait(1, now)
+                self._overdraw(0, wait)
+                if not passed:
+                    raise assembler.refuse(of, "too many requests", codes.TOO_MANY_REQUESTS, round(wait, 3))
+            if not passed and engine.assembling + len(chunk.data) > limits.assembling:
+                engine.counters.add("limits", "assembling")
+                raise assembler.refuse(of, "too many large units at once", codes.TOO_MANY_REQUESTS, 1.0)
+            unit = assembler.add(chunk, now)
+        except BadChunk as error:
+            self._refuse(error, now)
+            return
+        finally:
+            if self._assembler is assembler:  # else it was let go of, and counted
+                engine.assembling += assembler.size - before
+        self._watch_assembler()
+        if unit is not None:
+            self._unit(unit, now, assembled=True)
+
+    def _refuse(self, error: BadChunk, now: float) -> None:
+        """Tell the sender of a large unit that it is refused. That costs a command, or refusals would be free."""
+        self._watch_assembler()
+        self.engine.counters.add("bad_units")
+        if self.closing or not self._admit(0, now):
+            return
+        self.engine.counters.add("errors", str(error.code))
+        body = ErrorBody(error.code, error.message, error.code in codes.TEMPORARY, error.retry_after or 0.0)
+        self.control(dumps(Reply(push=Push(chunk=Chunk(error.of, error=body)))))
+
+    def _watch_assembler(self) -> None:
+        """Have a large unit that is never finished forgotten in time."""
+        if not self._assembler:
+            if self._chunk_deadline is not None:
+                self._chunk_deadline.cancel()
+                self._chunk_deadline = None
+        elif self._chunk_deadline is None:
+            self._chunk_deadline = self.engine.deadlines.at(self._assembler.expires_at, self._abandoned)
+        else:
+            self._chunk_deadline.move(self._assembler.expires_at)
+
+    def _abandoned(self) -> None:
+        assembler, now = self._assembler, self.engine.clock.monotonic()
+        if assembler is None:
+            return
+        if self._paused:
+            assembler.hold(now)  # it is we who do not read
+        before = assembler.size
+        error = assembler.expire(now)
+        self.engine.assembling += assembler.size - before
+        self._chunk_deadline = None
+        if error is not None:
+            self._refuse(error, now)
+        else:
+            self._watch_assembler()
 
     def _pending_connect(self) -> bool:
         """Whether the connect command is waiting or being worked on."""
@@ -181,13 +273,20 @@ class Connection:
         elif id:
             self.error(id, codes.TOO_MANY_REQUESTS, "too many requests", retry_after=round(wait, 3))
 
-    def _enqueue(self, command: Command) -> None:
+    def _enqueue(self, command: Command, size: int) -> None:
+        """Have a command worked off after those that wait.
+
+        :param size: bytes it counts as; 0 for all but large ones.
+        """
+        self._pending_bytes += size
         if self._pending is None:
-            self._pending = deque((command,))
+            self._pending = deque(((command, size),))
             self.engine.work(self._work_off)
             return
-        self._pending.append(command)
-        if len(self._pending) >= self.engine.limits.max_pending and not self._paused:
+        self._pending.append((command, size))
+        limits = self.engine.limits
+        full = len(self._pending) >= limits.max_pending or self._pending_bytes > limits.large
+        if full and not self._paused:
             self._paused = True
             if self._beat is not None:
                 # While we do not read, we cannot hear a pong: its deadline stands still (C2).
@@ -200,9 +299,16 @@ class Connection:
         assert pending is not None
         try:
             while pending and not self.closing:
-                await handle(self, pending[0])
-                pending.popleft()
-                if self._paused and len(pending) <= self.engine.limits.max_pending // 2:
+                if self._freight is not None:
+                    await self._wait_for_replies()
+                await handle(self, pending[0][0])
+                self._pending_bytes -= pending.popleft()[1]
+                limits = self.engine.limits
+                if (
+                    self._paused
+                    and len(pending) <= limits.max_pending // 2
+                    and self._pending_bytes <= limits.large
+                ):
                     self._resume()
         except BaseException:
             # Not to be answered any more: the client shall know, and send again what it has no answer to.
@@ -210,10 +316,27 @@ class Connection:
             raise
         finally:
             self._pending = None
+            self._pending_bytes = 0
+
+    async def _wait_for_replies(self) -> None:
+        """Let large replies leave before more is done that is answered: who does not read shall not ask (D1)."""
+        while (
+            self._freight is not None
+            and self._freight.replies > self.engine.limits.large // 2
+            and not self.closing
+        ):
+            self._replies_leave = asyncio.get_running_loop().create_future()
+            try:
+                await self._replies_leave
+            finally:
+                self._replies_leave = None
 
     def _resume(self) -> None:
         self._paused = False
         now = self.engine.clock.monotonic()
+        if self._assembler:
+            self._assembler.hold(now)
+            self._watch_assembler()
         if self._beat is not None:
             self._beat.resumed(now)
             self._watch()
@@ -237,15 +360,77 @@ class Connection:
         self, lane: Any, unit: bytes, policy: Overflow, *, key: Any = None, mark: int = 0
     ) -> Spill | None:
         """Queue a room's push; None when it simply went into the queue (D1)."""
-        spill = self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=self.transport.buffered)
+        freight, outside = self._freight, self.transport.buffered
+        if freight is None and len(unit) <= self.small:
+            spill = self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=outside)
+        else:
+            spill = self._push_apart(lane, unit, policy, key, mark, outside)
         self._mark_dirty()
         return spill
 
-    def control(self, unit: bytes) -> bool:
-        """Queue a reply or a control push; False, and closed, when not even the reserve has room."""
+    @property
+    def small(self) -> int:
+        """Bytes of a unit at the most that is sent in one piece, through the outbox."""
+        return self.engine.small_rt if self.rt else self.engine.small
+
+    def _push_apart(
+        self, lane: Any, unit: bytes, policy: Overflow, key: Any, mark: int, outside: int
+    ) -> Spill | None:
+        """A push that is large, or comes while something large is on its way (T8)."""
+        freight = self._freight
+        if freight is not None and freight.holds(lane):
+            return freight.hold(lane, unit, policy, key=key, mark=mark, outside=outside + self.outbox.size)
+        if len(unit) <= self.small or self.outbox.lags(lane):
+            outside += freight.waiting if freight is not None else 0
+            return self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=outside)
+        if freight is not None and not freight.takes_push:
+            return freight.hold(lane, unit, policy, key=key, mark=mark, outside=outside + self.outbox.size)
+        self._begin(lane, unit, push=True)
+        return None
+
+    def _begin(self, lane: Any, unit: bytes, *, push: bool) -> None:
+        """Have a large unit leave, once all that is queued by now has."""
+        if self._freight is None:
+            engine, limits = self.engine, self.engine.limits
+            self._freight = Freight(
+                engine.parcel,
+                small=self.small,
+                whole=not self.rt,
+                limit=limits.outbox,
+                reserve=limits.reserve,
+            )
+        fenced = self._corked or bool(self.outbox)
+        self._freight.begin(lane, unit, push=push, fenced=fenced)
+        if fenced:
+            self._requeue([FENCE])
+
+    def _requeue(self, units: list[bytes]) -> None:
+        """Put into the outbox what had to wait beside it, and was counted there."""
+        waiting = self._freight.waiting if self._freight is not None else 0
+        for unit in units:
+            if not self.outbox.put(unit, outside=self.transport.buffered + waiting):
+                self.close(codes.SLOW_CONSUMER, "slow consumer")
+                return
+
+    def control(self, unit: bytes, *, lane: Any = None) -> bool:
+        """Queue a reply or a control push; False, and closed, when not even the reserve has room.
+
+        :param lane: what comes later in this lane must not overtake it, nor it what came before.
+        """
         if self.lost_with is not None:
             return False
-        if not self.outbox.put(unit, outside=self.transport.buffered):
+        freight, outside = self._freight, self.transport.buffered
+        if freight is not None and lane is not None and freight.holds(lane):
+            taken = freight.hold_control(lane, unit, outside=outside + self.outbox.size)
+        elif len(unit) > self.small:
+            # Who asks for large answers and does not read them has exceeded even what is outside of the outbox.
+            taken = freight is None or freight.replies <= self.engine.limits.large
+            if taken:
+                self._begin(lane, unit, push=False)
+                taken = not self.closing
+        else:
+            taken = self.outbox.put(unit, outside=outside if freight is None else outside + freight.waiting)
+        if not taken:
             self.close(codes.SLOW_CONSUMER, "slow consumer")
             return False
         self._mark_dirty()
@@ -257,10 +442,19 @@ class Connection:
             self._dirty = True
             self.engine.dirty(self)
 
-    def reply(self, reply: Reply) -> None:
-        """Answer a command; one without an id has no answer."""
-        if reply.id:
-            self.control(dumps(reply))
+    def reply(self, reply: Reply, *, lane: Any = None) -> None:
+        """Answer a command; one without an id has no answer.
+
+        :param lane: the room whose pushes must come after the answer.
+        """
+        if not reply.id:
+            return
+        unit = dumps(reply)
+        if len(unit) > self.engine.limits.large:
+            self.engine.counters.add("limits", "large")
+            self.error(reply.id, codes.LIMIT_EXCEEDED, "the answer is too large")
+        else:
+            self.control(unit, lane=lane)
 
     def error(self, id: int, code: int, message: str, *, retry_after: float | None = None) -> None:
         """Answer a command with an error."""
@@ -290,13 +484,43 @@ class Connection:
         outbox, transport = self.outbox, self.transport
         while outbox and (room := HIGH_WATER - transport.buffered) > 0:
             units = outbox.take(room)
+            if self._freight is not None and not (units := self._unfenced(units)):
+                continue
             self.engine.counters.add("units_sent", amount=len(units))
             transport.send(units)
-        self.clear = not outbox and not transport.buffered
+        if self._freight is not None:
+            self._ship(self._freight)
+        self.clear = not outbox and not transport.buffered and self._freight is None and not self.closing
         if self.lagging and outbox.size + transport.buffered <= HIGH_WATER // 2:
             members, self.lagging = self.lagging, {}
             for member in members:
-                self.engine.spawn(self.engine.catch_up, member)
+                if self._freight is not None and self._freight.holds(member.room.name):
+                    self.lagging[member] = None
+                else:
+                    self.engine.spawn(self.engine.catch_up, member)
+
+    def _unfenced(self, units: list[bytes]) -> list[bytes]:
+        """The units without fences; what stood behind those is ready to leave."""
+        assert self._freight is not None
+        found = [unit for unit in units if unit]
+        for _ in range(len(units) - len(found)):
+            self._freight.passed()
+        return found
+
+    def _ship(self, freight: Freight) -> None:
+        """Send one more piece of what is large, if the transport has passed on what it had (T8)."""
+        transport = self.transport
+        if freight.ready and transport.buffered <= HIGH_WATER // 2:
+            batch, units = freight.next()
+            self.engine.counters.add("units_sent")
+            transport.send_batch(batch)
+            self._requeue(units)
+            if self._replies_leave is not None and not self._replies_leave.done():
+                self._replies_leave.set_result(None)
+        if not freight:
+            self._freight = None
+        if (freight.ready or self.outbox) and not transport.buffered and not self.closing:
+            self._mark_dirty()  # the next piece in the next turn, after what comes meanwhile
 
     def writable(self) -> None:
         """The transport has passed on all it was given."""
@@ -308,6 +532,13 @@ class Connection:
         self.lagging.pop(member, None)
         self.outbox.discard(member.room.name)
         self.outbox.discard((member.room.name, "signal"))
+        self.outbox.discard((member.room.name, "presence"))
+        if self._freight is not None:
+            self._requeue(self._freight.discard(member.room.name))
+        if self._freight is not None:
+            self._requeue(self._freight.discard((member.room.name, "signal")))
+        if self._freight is not None:
+            self._mark_dirty()
 
     # -- life and death ----------------------------------------------------------------------------
 
@@ -325,7 +556,7 @@ class Connection:
             self._auth_deadline.cancel()
             self._auth_deadline = None
         policy = self.engine.limits.heartbeat
-        if policy is not None:
+        if policy is not None and self.transport.kind not in ("poll", "events"):  # one polls, one cannot (F4)
             self._beat = HeartbeatState(policy)
             # The first at a random moment, so that a reconnect storm does not beat in step (F4).
             self._beat.start(self.engine.clock.monotonic(), self.engine.random.random())
@@ -381,10 +612,13 @@ class Connection:
         if self.lost_with is None:
             self._corked = False
             units = self.outbox.take(self.engine.limits.outbox) if self.outbox else []
+            if self._freight is not None:
+                units = [unit for unit in units if unit]  # no fences; what is large stays behind
             if units and self.transport.buffered == 0:
                 self.transport.send(units)
             self.transport.close(code, reason)
-        self._let_go(code, reason)
+        bye = code == codes.WS_NORMAL or codes.is_terminal(code)
+        self._let_go(code, reason, None if bye else window.max if window is not None else 0.0)
 
     def lost(self, code: int, reason: str) -> None:
         """The transport is gone; called once, last."""
@@ -395,18 +629,33 @@ class Connection:
             self.closing = True
             self.clear = False
             self.engine.counters.add("closes", "lost" if code in (1005, 1006) else "peer")
-            self._let_go(code, reason)
+            # A browser closes with 1001 when its page goes, which may come back; so a goodbye is said with words.
+            self._let_go(code, reason, 0.0)
         self.engine.dropped(self)
 
-    def _let_go(self, code: int, reason: str) -> None:
+    def _let_go(self, code: int, reason: str, window: float | None) -> None:
         for deadline in (self._auth_deadline, self._beat_deadline, self._expiry_deadline):
             if deadline is not None:
                 deadline.cancel()
         self._beat = None
         self.lagging.clear()
         self.outbox.clear()
-        # However long the peer takes to close its end, it is in no room any more.
-        self.engine.disconnected(self, code, reason)
+        self._let_go_of_large()
+        # However long the peer takes to close its end, nothing is delivered to it any more.
+        if self.session is not None:
+            self.engine.disconnected(self, self.session, reason or codes.describe_close(code), window=window)
+
+    def _let_go_of_large(self) -> None:
+        """Nothing large comes or goes any more."""
+        self._freight = None
+        if self._replies_leave is not None and not self._replies_leave.done():
+            self._replies_leave.set_result(None)
+        if self._assembler is not None:
+            self.engine.assembling -= self._assembler.size
+            self._assembler = None
+        if self._chunk_deadline is not None:
+            self._chunk_deadline.cancel()
+            self._chunk_deadline = None
 
     def __repr__(self) -> str:
         who = repr(self.session.identity.user) if self.session is not None else "nobody yet"

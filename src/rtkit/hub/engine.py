@@ -10,7 +10,8 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Raw, UnsetType
@@ -28,16 +29,22 @@ from ..primitives.deadlines import Deadlines
 from ..primitives.tasks import Tasks
 from ..publisher import topic_of
 from ..streams import StreamPage
-from ..wire import Envelope, Publication, Window, dumps
+from ..wire import UNIT, Envelope, Publication, Window, dumps
 from .authority import Authority
 from .connection import Connection
 from .context import Context, outside_runs
+from .feature import Listener, RunningFeature, RunningPresence
 from .greeting import refresh_push
 from .handle import Room
+from .large import Parcel
+from .lease import NodeLease
 from .local import LocalRoom, Member
+from .parking import Parking, TakenUp
 from .prepared import REPLY_BYTES, publication, unsubscribe_unit
+from .relay import Relay
 from .session import Session
 from .table import Family, Table
+from .web import Web
 
 if TYPE_CHECKING:
     from .config import Limits
@@ -60,6 +67,7 @@ class _Order(msgspec.Struct, omit_defaults=True):
     v: int
     do: str
     user: str = ""
+    client: str = ""  # only this one of the user's
     code: int = 0
     reason: str = ""
 
@@ -83,11 +91,29 @@ class Engine:
         self.tasks = Tasks(name="rtkit", clock=self.clock)
         self.deadlines = Deadlines(self.clock, on_stall=self._stalled)
         self.authority = Authority(self)
+        self.lease = NodeLease(self)
+        self.relay = Relay(self)
+        self.parking = Parking(self)
+        self.web = Web(self)
         self.loop = asyncio.get_running_loop()
+        self.began_at = self.clock.monotonic()
         self.connections: set[Connection] = set()
         self.sessions: dict[str, Session[Any]] = {}
         self.users: dict[str, set[Session[Any]]] = {}
         self.rooms: dict[str, LocalRoom] = {}
+        self.features: dict[str, RunningFeature] = {}
+        self.listeners: dict[str, Listener] = {}  # of topics that are no rooms
+        self.small = self.limits.outbox // 2
+        """Bytes of a unit at the most that goes through the outbox; larger ones leave apart (T8)."""
+        self.small_rt = min(UNIT, self.small)
+        self.assembling = 0
+        """Bytes of unfinished large units, of all connections."""
+        self.max_publication = max(
+            self.limits.max_publication, *(family.max_publication or 0 for family in table.families), 0
+        )
+        """Bytes of the largest message that some room takes."""
+        self._parcels: WeakValueDictionary[int, Parcel] = WeakValueDictionary()
+        self._large_units = 0
         self.accepting = True
         self._opened = False
         self._dirty: list[Connection] = []
@@ -118,9 +144,17 @@ class Engine:
                     f"rooms {family.pattern.text!r} have history=, but {type(self.broker).__name__} keeps no streams; "
                     f"use a broker that does, such as memory://"
                 )
+            if (family.max_publication or 0) + UNIT > self.limits.large:
+                raise DeclarationError(
+                    f"rooms {family.pattern.text!r} have max_publication={family.max_publication}, which with 64 KiB "
+                    f"around it is more than Limits(large={self.limits.large})"
+                )
+            for kind, feature in family.rooms.features.items():
+                if kind not in self.features:
+                    self.features[kind] = feature.begin(self)
         await self.broker.open(self)
         self._opened = True
-        await self.broker.subscribe([CONTROL])
+        await self.broker.subscribe([CONTROL, self.relay.topic])
         if self.limits.position_check is not None:
             self.spawn(self._check_positions, self.limits.position_check)
 
@@ -130,9 +164,13 @@ class Engine:
         Cancelled, or called because the start has failed, it lets go all the same.
         """
         try:
-            await self._drain()
+            await self.drain()
+            for feature in self.features.values():
+                await feature.aclose()
+            await self.lease.release()
         finally:
             self.deadlines.close()
+            self.relay.close()
             try:
                 await self.tasks.aclose(timeout=self.limits.drain_timeout)
             finally:
@@ -140,8 +178,10 @@ class Engine:
                 if self._opened:
                     await self.broker.aclose()
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
+        """Take no new client, and send those away that are there. Idempotent, and bounded."""
         self.accepting = False
+        self.parking.end_all("draining")
         for connection in list(self.connections):
             connection.close(codes.DRAINING, "draining", window=Window(0.0, 1.0))
         try:
@@ -205,6 +245,14 @@ class Engine:
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
+
+    def parcel(self, unit: bytes) -> Parcel:
+        """The large unit as a parcel: the one that others send already, if it is the same buffer."""
+        found = self._parcels.get(id(unit))  # which is nobody else's: the parcel keeps the unit alive
+        if found is None:
+            self._large_units += 1
+            found = self._parcels[id(unit)] = Parcel(unit, self._large_units)
+        return found
 
     def settled(self, room: LocalRoom) -> None:
         """The room has handed out what it had."""
@@ -285,13 +333,29 @@ class Engine:
         self._quiet.clear()
         self.counters.add("connections")
 
-    def begin(self, connection: Connection, identity: Identity[Any]) -> Session[Any]:
-        """A connection is authenticated: it gets a session."""
-        session: Session[Any] = Session(self, secrets.token_urlsafe(12), identity, connection)
-        self.sessions[session.id] = session
-        self.users.setdefault(identity.user, set()).add(session)
-        connection.authenticated(session)
-        self.counters.add("sessions")
+    def begin(
+        self, connection: Connection, identity: Identity[Any], taken: TakenUp | None = None
+    ) -> Session[Any] | None:
+        """A connection is authenticated: it gets a session, a new one or the one it has taken up.
+
+        :return: None when a newer claim took the session up meanwhile.
+        """
+        client = secrets.token_urlsafe(12) if taken is None else taken.client
+        session = self.sessions.get(client)
+        if session is None:
+            session = self.sessions[client] = Session(self, client, identity)
+            self.users.setdefault(identity.user, set()).add(session)
+            self.counters.add("sessions")
+        if taken is not None:
+            if session.generation >= taken.generation:
+                return None
+            self.parking.attach(session, taken)
+        session.identity = identity
+        session.connection = connection
+        if connection.closing:
+            self.disconnected(connection, session, "connection lost")
+        else:
+            connection.authenticated(session)
         return session
 
     async def started(self, session: Session[Any]) -> None:
@@ -303,26 +367,52 @@ class Engine:
     def dropped(self, connection: Connection) -> None:
         """The host has let go of the transport."""
         self.connections.discard(connection)
+        if connection.http is not None:
+            self.web.forget(connection.http)
         if not self.connections:
             self._quiet.set()
 
-    def disconnected(self, connection: Connection, code: int, reason: str) -> None:
-        """A connection is over, and its session with it; handlers that run go on (api 5)."""
-        session = connection.session
-        if session is None or session.connection is not connection:
+    def disconnected(
+        self, connection: Connection, session: Session[Any], reason: str, *, window: float | None = 0.0
+    ) -> None:
+        """A connection is over. Its session parks, or ends with it; handlers that run go on (C3, api 5).
+
+        :param window: seconds after which its client was told to come back, at the most; None when it will not.
+        """
+        if session.connection is not connection:
+            return  # it has another one
+        if (
+            window is not None
+            and connection.rt
+            and connection.transport.kind != "events"  # nobody comes back to a session there, but to a place
+            and session.established
+            and self.accepting
+            and self.limits.grace is not None
+        ):
+            self.parking.park(session, reason, window=window)
             return
         for member in list(session.rooms.values()):
             self.leave(member)
+        self.parking.end(session, reason)
+
+    def end(self, session: Session[Any], reason: str, *, elsewhere: bool = False) -> None:
+        """A session is over on this node.
+
+        :param elsewhere: another node has it now.
+        """
         session.connection = None
-        self.sessions.pop(session.id, None)
+        if self.sessions.pop(session.id, None) is not session:
+            return
         of_user = self.users.get(session.identity.user)
         if of_user is not None:
             of_user.discard(session)
             if not of_user:
                 del self.users[session.identity.user]
         session.end()
+        if not elsewhere:
+            self.parking.ended(session)
         if self.hub.end_hooks:
-            self.work(self._run_end_hooks, session, reason or codes.describe_close(code))
+            self.work(self._run_end_hooks, session, reason)
 
     async def _run_end_hooks(self, session: Session[Any], reason: str) -> None:
         for hook in self.hub.end_hooks:
@@ -394,21 +484,44 @@ class Engine:
         """The application knows of the member, and will be told when it leaves, or now if it has left."""
         if not member.entered:
             member.entered = True
-            if member.left:
-                self._tell_left(member)
+            for kind in member.room.family.rooms.features:
+                self.features[kind].entered(member)
+            if member.left and member.room.name not in member.session.parked:
+                self.departed(member)
 
     def leave(self, member: Member) -> None:
         """A member leaves its room, or gives up joining it."""
-        if member.left:
-            return
+        if not member.left:
+            self.detach(member)
+            if member.entered:
+                self.departed(member)
+
+    def detach(self, member: Member) -> None:
+        """Nothing is delivered to a member any more. To the others it is still there, until it has departed."""
         room, session = member.room, member.session
         room.leave(member)
+        for kind in room.family.rooms.features:
+            self.features[kind].detached(member)
         if session.rooms.get(room.name) is member:
             del session.rooms[room.name]
         if not (room.live or room.outside):
             self.spawn(self._close_room, room)
-        if member.entered:
-            self._tell_left(member)
+
+    def departed(self, member: Member) -> None:
+        """A member that had entered is gone: everybody may know."""
+        for kind in member.room.family.rooms.features:
+            self.features[kind].departed(member)
+        self._tell_left(member)
+
+    def moved(self, session: Session[Any], name: str) -> None:
+        """A session goes on at another node, which has it in this room now (C4): nobody is told anything."""
+        for kind in self.lookup(name)[0].rooms.features:
+            self.features[kind].moved(session, name)
+
+    @property
+    def presence(self) -> RunningPresence:
+        """Who is in the rooms of families that have presence; ask for no others."""
+        return cast("RunningPresence", self.features["presence"])
 
     def _tell_left(self, member: Member) -> None:
         if member.room.family.rooms.leave_hook is not None:
@@ -442,7 +555,7 @@ class Engine:
         connection = member.session.connection
         self.leave(member)
         if connection is not None:
-            connection.control(unsubscribe_unit(member.room.name, code, reason))
+            connection.control(unsubscribe_unit(member.room.name, code, reason), lane=member.room.name)
 
     async def clear(self, name: str) -> Position:
         """Begin a new epoch in a room's stream, and have every node notice."""
@@ -490,8 +603,10 @@ class Engine:
         try:
             if topic == CONTROL:
                 self._obey(_orders.decode(payload))
+            elif topic == self.relay.topic:
+                self.relay.deliver(payload)
             else:
-                room = self.rooms.get(topic.removeprefix("room:"))
+                room = self.rooms.get(topic.removeprefix("room:")) or self.listeners.get(topic)
                 if room is not None:
                     room.deliver(payload, position)
         except (BadUnit, msgspec.DecodeError) as error:
@@ -501,13 +616,16 @@ class Engine:
     def interrupted(self, topics: Iterable[str]) -> None:
         """From the broker: these may have missed something."""
         for topic in topics:
-            room = self.rooms.get(topic.removeprefix("room:"))
+            room = self.rooms.get(topic.removeprefix("room:")) or self.listeners.get(topic)
             if room is not None:
                 room.interrupted()
 
-    async def control(self, do: str, user: str, *, code: int = 0, reason: str = "") -> None:
-        """Tell every hub, this one included, to do something about a user (A4)."""
-        await self.broker.publish(CONTROL, dumps(_Order(v=1, do=do, user=user, code=code, reason=reason)))
+    async def control(
+        self, do: str, user: str, *, client: str = "", code: int = 0, reason: str = ""
+    ) -> None:
+        """Tell every hub, this one included, to do something about a user, or about one client of theirs (A4)."""
+        order = _Order(v=1, do=do, user=user, client=client, code=code, reason=reason)
+        await self.broker.publish(CONTROL, dumps(order))
 
     def _obey(self, order: _Order) -> None:
         if order.v != 1:
@@ -518,8 +636,12 @@ class Engine:
                 room.interrupted()
             return
         for session in list(self.users.get(order.user, ())):
+            if order.client and session.id != order.client:
+                continue
             connection = session.connection
             if connection is None:
+                if order.do == "close":
+                    self.parking.end(session, order.reason)
                 continue
             if order.do == "close":
                 connection.close(order.code, order.reason)

@@ -11,6 +11,7 @@ from msgspec import UnsetType
 
 from .. import codes
 from ..errors import Reject, Unavailable, UnknownRoom
+from ..identity import Identity
 from ..position import Position
 from ..primitives.clocks import timeout
 from ..wire import (
@@ -24,6 +25,7 @@ from ..wire import (
     SubscribeResult,
     dumps,
     loads,
+    unit_limit,
 )
 from ..wire import Limits as WireLimits
 from ..wire.units import RefreshPush
@@ -72,31 +74,44 @@ async def connect(connection: Connection, command: Command) -> None:
     if connection.closing:
         return  # too late, or gone
     connection.rt = body.rt is not None
-    session = engine.begin(connection, identity)
-    connection.cork()
+    if connection.http is not None:
+        connection.http.authenticated(by_token=bool(body.token))
     try:
-        subs = await _auto_join(connection, session, body)
-        await engine.started(session)
+        result = await _begin(connection, identity, body)
     except Reject as error:
         connection.outbox.clear()  # nothing of a session that does not come about
         connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
         connection.close(codes.NOT_PERMITTED_CLOSE, "not permitted")
-        return
     except Unavailable as error:
         logger.warning("%s", error)
         connection.outbox.clear()
         connection.error(command.id, codes.INTERNAL, "the broker is not available", retry_after=1.0)
         connection.close(codes.INTERNAL_CLOSE, "the broker is not available")
-        return
     except Exception as error:
         logger.exception("a session could not start", exc_info=error)
         connection.outbox.clear()
         connection.error(command.id, codes.INTERNAL, "internal error")
         connection.close(codes.INTERNAL_CLOSE, "internal error")
-        return
+    else:
+        if result is not None and connection.session is not None and not connection.closing:
+            connection.session.established = True
+            connection.uncork(dumps(Reply(id=command.id or 1, connect=result)))
+
+
+async def _begin(connection: Connection, identity: Identity[Any], body: Connect) -> ConnectResult | None:
+    """The session, new or taken up, and what its client is told; None when there is nobody to tell."""
+    engine, limits = connection.engine, connection.engine.limits
+    taken = await engine.parking.take_up(body.rt.resume, identity) if body.rt is not None else None
+    session = engine.begin(connection, identity, taken)
+    if session is None:
+        connection.close(codes.REPLACED, "replaced by a newer connection")
+        return None
     if connection.closing:
-        return
-    limits = engine.limits
+        return None
+    connection.cork()
+    subs = await _auto_join(connection, session, body)
+    if not session.established:
+        await engine.started(session)
     expires, ttl = engine.time_left(identity.expires_at)
     result = ConnectResult(
         client=session.id,
@@ -108,12 +123,27 @@ async def connect(connection: Connection, command: Command) -> None:
         pong=limits.heartbeat is not None,
         node=engine.node_id,
     )
+    if connection.http is not None:
+        result.session = connection.http.id
+        if connection.transport.kind == "poll":  # there, the polls are the heartbeat (F4)
+            result.ping, result.pong = round(limits.poll_wait) or 1, False
     if connection.rt:
         commands = limits.commands
         result.rt = RtWelcome(
-            v=1, limits=WireLimits(limits.max_frame, limits.max_publication, commands.rate, commands.burst)
+            v=1,
+            limits=WireLimits(
+                unit_limit(limits.max_frame),
+                engine.max_publication,
+                commands.rate,
+                commands.burst,
+                limits.large,
+                limits.inbound.rate,
+                limits.inbound.burst,
+            ),
         )
-    connection.uncork(dumps(Reply(id=command.id or 1, connect=result)))
+        if limits.grace is not None and (token := await engine.parking.token(session)):
+            result.rt.resume, result.rt.grace, result.rt.resumed = token, limits.grace, taken is not None
+    return result
 
 
 def _close_unauthenticated(connection: Connection, error: Reject) -> None:
@@ -140,11 +170,12 @@ async def _auto_join(
                 raise UnknownRoom(f"auto_join of {family.pattern.text!r} named {name!r}, of another family")
             asked = body.subs.get(name)
             since = Position(asked.epoch, asked.offset) if asked is not None and asked.recover else None
-            subs[name] = result = await join(session, name, since=since, server_side=True)
+            presence = asked is not None and asked.presence and connection.rt
+            subs[name] = result = await join(session, name, since=since, server_side=True, presence=presence)
             if not connection.rt and not result.recovered:
                 # Of rooms that the server chose, the base's clients look at the publications of a recovery alone.
                 for publication in result.publications:
-                    connection.control(dumps(Reply(push=Push(channel=name, pub=publication))))
+                    connection.control(dumps(Reply(push=Push(channel=name, pub=publication))), lane=name)
                 result.publications = []
     return subs
 

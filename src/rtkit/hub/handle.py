@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 
 from .. import codes
 from ..errors import BadUnit, InvalidMessage, NotEnabled
-from ..messages import Member, Message, Page, Published
+from ..messages import Member, Message, Page, PresenceStats, Published
 from ..position import Position
 from ..publisher import publish, topic_of
 from ..schema import encode_value, event_of
@@ -137,23 +137,40 @@ class Room(Generic[M]):
         return await self._hub.engine.clear(self.name)
 
     async def presence(self) -> Sequence[Member]:
-        """Who is here.
+        """Who is here, on all nodes (P1).
 
-        :raises NotEnabled: until the room has presence.
+        :raises NotEnabled: for a room without presence.
+        :raises BrokerUnavailable: when it cannot be read.
         """
-        raise NotEnabled(f"room {self.name!r} has no presence")
+        self._must_have_presence()
+        return await self._hub.engine.presence.members(self.name, self._family)
 
-    async def remove(self, user: str, *, reason: str, ban: float = 0) -> None:
+    async def presence_stats(self) -> PresenceStats:
+        """How many are here, without a list of them; raises as :meth:`presence`."""
+        self._must_have_presence()
+        return await self._hub.engine.presence.stats(self.name, self._family)
+
+    def _must_have_presence(self) -> None:
+        if "presence" not in self._family.rooms.features:
+            raise NotEnabled(
+                f"room {self.name!r} has no presence: pass presence=Presence() to "
+                f"rooms({self._family.pattern.text!r})"
+            )
+
+    async def remove(self, user: str, *, reason: str, ban: float = 0, client: str = "") -> None:
         """Take a user out of the room, on every node.
 
         :param reason: told to the client; plain words.
-        :param ban: seconds during which the user may not join again.
+        :param ban: seconds during which the user may not join again, with any client.
+        :param client: the id of the one client to take out; all of the user's unless given.
         :raises NotSupported: for a ban, when the broker keeps no state.
         """
         engine = self._hub.engine
         if ban:
             await engine.authority.ban(self.name, user, ban)
-        envelope = Envelope(v=1, kind=Kind.KICK, user=user, code=codes.UNSUBSCRIBED, reason=reason)
+        envelope = Envelope(
+            v=1, kind=Kind.KICK, user=user, client=client, code=codes.UNSUBSCRIBED, reason=reason
+        )
         await engine.broker.publish(topic_of(self.name), envelope.encode())
 
     def __repr__(self) -> str:
@@ -169,20 +186,26 @@ class User:
         self._hub = hub
         self.id = id
 
-    async def close(self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "") -> None:
-        """Close all the user's connections.
+    async def close(
+        self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "", client: str = ""
+    ) -> None:
+        """Close all the user's connections, or one.
 
+        :param client: the id of the client whose connection it is; all of the user's unless given.
         :raises ValueError: for a code that cannot close a connection.
         """
         if not codes.is_valid_close(code):
             raise ValueError(f"a close code is 1000 or from 3000 to 4999, not {code!r}")
         await self._hub.engine.control(
-            "close", self.id, code=code, reason=reason or codes.describe_close(code)
+            "close", self.id, client=client, code=code, reason=reason or codes.describe_close(code)
         )
 
-    async def refresh(self) -> None:
-        """Ask all the user's clients to show a new token now; who does not is closed as expired (A3)."""
-        await self._hub.engine.control("refresh", self.id)
+    async def refresh(self, *, client: str = "") -> None:
+        """Ask all the user's clients, or one, to show a new token now; who does not is closed as expired (A3).
+
+        :param client: the id of the one to ask.
+        """
+        await self._hub.engine.control("refresh", self.id, client=client)
 
     async def revoke(self, until: float) -> None:
         """Close all the user's connections and refuse new ones until then (A4).

@@ -23,7 +23,7 @@ from ..hosting.asgi import AsgiHost
 from ..identity import Credentials, Identity
 from ..messages import Published
 from ..primitives.clocks import LoopClock
-from ..transports import Driver, Handshake, Refused, Transport
+from ..transports import Answer, Driver, Handshake, HttpRequest, Refused, Transport
 from .config import Limits
 from .connection import Connection
 from .context import Context, Hook
@@ -31,6 +31,7 @@ from .engine import Engine
 from .handle import Room, User
 from .origin import origin_allowed
 from .router import Router, must_be_async
+from .web import answer
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -79,6 +80,7 @@ class Hub(Router[C], Generic[C]):
     :param origins: web origins that may connect besides the page's own host; ``"*"`` for any.
     :param limits: see :class:`Limits`.
     :param state: whatever handlers shall find at ``ctx.hub.state``: a database pool, settings.
+    :param secret: signs resume tokens (C4); the same on all nodes, 32 bytes or so. Without it the broker holds one.
     :param clock: where time comes from; tests pass a manual one.
     :param random: where chance comes from, likewise.
     """
@@ -91,6 +93,7 @@ class Hub(Router[C], Generic[C]):
         origins: Sequence[str] = (),
         limits: Limits | None = None,
         state: Any = None,
+        secret: bytes | None = None,
         clock: Clock | None = None,
         random: random.Random | None = None,
     ) -> None:
@@ -99,6 +102,7 @@ class Hub(Router[C], Generic[C]):
         self.limits = limits or Limits()
         self.origins = _checked_origins(origins)
         self.state = state
+        self.secret = secret
         self.clock: Clock = clock or LoopClock()
         self.random = random or _system_random()
         self.node_id = secrets.token_hex(4)
@@ -111,7 +115,9 @@ class Hub(Router[C], Generic[C]):
         self._closing: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
-        self._host = AsgiHost(self, lifespan=self.lifespan, ready=self._not_ready, clock=self.clock)
+        self._host = AsgiHost(
+            self, lifespan=self.lifespan, ready=self._not_ready, drain=self.drain, clock=self.clock
+        )
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -158,6 +164,15 @@ class Hub(Router[C], Generic[C]):
         self._engine = engine
         self._starting = None
         starting.set_result(None)
+
+    async def drain(self) -> None:
+        """Take no new client, and send those that are there away, told when to come back (L2). Idempotent and bounded.
+
+        All else goes on: handlers end, the application may publish, until :meth:`aclose`. Under uvicorn a SIGTERM
+        does this first; where nothing does, call it before the process is told to end.
+        """
+        if self._engine is not None:
+            await self._engine.drain()
 
     async def aclose(self) -> None:
         """Send every client away, told when to come back, and let go of everything. Idempotent and bounded.
@@ -360,6 +375,10 @@ class Hub(Router[C], Generic[C]):
         connection = Connection(engine, transport, handshake)
         engine.adopt(connection)
         return connection
+
+    async def answer(self, request: HttpRequest) -> Answer:
+        """Answer a request to an endpoint of a transport over plain HTTP (T1, T2)."""
+        return await answer(self, request)
 
     def _not_ready(self) -> float | None:
         engine = self._engine

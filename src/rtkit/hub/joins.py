@@ -50,8 +50,11 @@ async def join(
     since: Position | None,
     server_side: bool,
     body: Subscribe | None = None,
+    presence: bool = False,
 ) -> SubscribeResult:
     """Put the session into a room; when this fails, nothing is left of it.
+
+    :param presence: the client has asked who is there (P2).
 
     Between the last await in here and the caller's reply nothing can be published.
     """
@@ -76,10 +79,15 @@ async def join(
         resumed=session.resumed,
         token=(body.token or None) if body is not None else None,
     )
-    grant = await engine.authority.permit(ctx, family)
+    try:
+        grant = await engine.authority.permit(ctx, family)
+    except Reject:
+        engine.parking.depart(session, name)
+        raise
     if session.connection is None:
         raise Reject("gone", code=codes.EXPIRED)
     member = Member(session, engine.local(name, family, params), grant, server_side=server_side)
+    member.returning = name in session.parked
     session.rooms[name] = member
     joining = Joining(
         member,
@@ -91,13 +99,21 @@ async def join(
     try:
         async with timeout(engine.clock, engine.limits.handler_timeout):
             await joining.run()
+            for kind in family.rooms.features:
+                base = body is not None and body.join_leave
+                await engine.features[kind].joining(member, asked=presence, base=base)
         result = await joining.complete()
         if body is not None and body.flag & _OR_NOT_AT_ALL and _is_unrecovered(result):
             raise Reject("the position cannot be recovered", code=codes.UNRECOVERABLE)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, Reject) and not member.left:
+            engine.parking.depart(session, name)
         engine.leave(member)
         raise
+    session.parked.pop(name, None)
     engine.authority.watch_grant(member)
+    for kind in family.rooms.features:
+        engine.features[kind].joined(member, result)
     if isinstance(grant, TokenGrant):
         result.expires, result.ttl = grant.told()
     return result
@@ -136,8 +152,11 @@ async def subscribe(connection: Connection, command: Command) -> None:
             "there are no filters, maps or polled rooms here; subscribe without", code=codes.NOT_AVAILABLE
         )
     since = Position(body.epoch, body.offset) if body.recover else None
-    result = await join(session, body.channel, since=since, server_side=False, body=body)
-    connection.reply(Reply(id=command.id, subscribe=result))
+    asked = body.presence and connection.rt
+    if asked and "presence" not in asked_for(connection.engine, body.channel)[0].rooms.features:
+        raise Reject("this room has no presence", code=codes.NOT_AVAILABLE)
+    result = await join(session, body.channel, since=since, server_side=False, body=body, presence=asked)
+    connection.reply(Reply(id=command.id, subscribe=result), lane=body.channel)
 
 
 async def unsubscribe(connection: Connection, command: Command) -> None:
@@ -146,7 +165,7 @@ async def unsubscribe(connection: Connection, command: Command) -> None:
     member = connection.session.rooms.get(command.unsubscribe.channel)
     if member is not None:
         connection.engine.leave(member)
-    connection.reply(Reply(id=command.id, unsubscribe=Empty()))
+    connection.reply(Reply(id=command.id, unsubscribe=Empty()), lane=command.unsubscribe.channel)
 
 
 async def sub_refresh(connection: Connection, command: Command) -> None:

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from msgspec import Raw
 
@@ -36,6 +37,7 @@ from ..wire import (
     SignalBody,
     dumps,
 )
+from .large import Parcel
 from .prepared import HIGH_WATER, Prepared
 from .table import Family
 
@@ -58,6 +60,7 @@ class Member:
     :ivar outside: where it stands while it is not live; None when it is.
     :ivar entered: its ``on_join`` is through, so that ``on_leave`` will have to run.
     :ivar left: it is on its way out; nothing may be done for it any more.
+    :ivar returning: to the others it was here all the time (C3).
     """
 
     __slots__ = (
@@ -67,6 +70,7 @@ class Member:
         "held",
         "left",
         "outside",
+        "returning",
         "room",
         "server_side",
         "session",
@@ -81,6 +85,7 @@ class Member:
         self.held: deque[Prepared] | None = None  # a room without history: what came while joining
         self.entered = False
         self.left = False
+        self.returning = False
         self.grant_deadline: Any = None
 
     def __repr__(self) -> str:
@@ -106,6 +111,9 @@ class LocalRoom:
         self._reading = asyncio.Lock()
         self._gate = asyncio.Lock()
         self._repairing = False
+        self._large: WeakValueDictionary[tuple[str, int, bool], Parcel] | None = (
+            None  # read for those who lag
+        )
 
     # -- what the broker hands over ----------------------------------------------------------------
 
@@ -181,6 +189,10 @@ class LocalRoom:
         # What conflates, or is larger than any outbox, is for the outbox to judge.
         direct = len(pending) == 1 or policy != "latest_per_key"
         direct = direct and self._pending_bytes < self.engine.limits.outbox
+        small = self.engine.small_rt
+        large = self._pending_bytes > small and any(
+            each.size > small for each in pending
+        )  # in chunks, to rt (T8)
         self._pending = []
         self._pending_bytes = 0
         self.engine.settled(self)
@@ -193,7 +205,12 @@ class LocalRoom:
             connection = session.connection
             if connection is None:
                 continue
-            if direct and connection.clear and (alone or len(session.rooms) == 1):
+            if (
+                direct
+                and connection.clear
+                and (alone or len(session.rooms) == 1)
+                and not (large and connection.rt)
+            ):
                 if connection.rt:
                     batch = rt = rt or Batch([each.unit(True) for each in pending])
                 else:
@@ -239,6 +256,9 @@ class LocalRoom:
         if len(member.held) == JOIN_BUFFER:
             self.engine.counters.add("drops", "joining")
         member.held.append(prepared)
+        while len(member.held) > 1 and sum(each.size for each in member.held) > self.engine.limits.outbox:
+            member.held.popleft()
+            self.engine.counters.add("drops", "joining")
 
     def _spilled(self, member: Member, spill: Any, offset: int) -> None:
         """A push did not simply fit: do what the outbox decided (D1, D2)."""
@@ -277,7 +297,8 @@ class LocalRoom:
     def _kick(self, envelope: Envelope) -> None:
         """A user was removed from this room, on whatever node (A4)."""
         for member in [*self.live, *self.outside]:
-            if member.session.identity.user == envelope.user:
+            session = member.session
+            if session.identity.user == envelope.user and envelope.client in ("", session.id):
                 self.engine.unsubscribe(member, envelope.code, envelope.reason)
 
     # -- reading and repairing ---------------------------------------------------------------------
@@ -364,7 +385,7 @@ class LocalRoom:
                 push.gap = GapBody(start=gap.start, end=gap.end, epoch=gap.epoch, reason=gap.reason)
             else:
                 push.position = PositionPush(epoch=start.epoch, offset=start.offset)
-            connection.control(dumps(Reply(push=push)))
+            connection.control(dumps(Reply(push=push)), lane=self.name)
         elif member.server_side:
             connection.close(codes.CONTINUITY_LOST, "continuity lost")
         else:
@@ -456,7 +477,7 @@ class LocalRoom:
         for entry in entries:
             if connection is None or member.left:
                 return False
-            unit = Prepared(self.name, self.open_entry(entry), entry.offset).unit(connection.rt)
+            unit = self._unit(entry, catch, connection)
             spill = connection.push(self.name, unit, "recover", mark=entry.offset)
             if spill is None or spill.queued:
                 continue
@@ -468,6 +489,19 @@ class LocalRoom:
                 connection.lagging[member] = None
             return False
         return True
+
+    def _unit(self, entry: Entry, catch: CatchUp, connection: Connection) -> bytes:
+        """An entry as the push that one member gets. A large one is shared with others who lag (D3)."""
+        if len(entry.payload) <= connection.small or catch.position is None:
+            return Prepared(self.name, self.open_entry(entry), entry.offset).unit(connection.rt)
+        if self._large is None:
+            self._large = WeakValueDictionary()
+        place = (catch.position.epoch, entry.offset, connection.rt)
+        parcel = self._large.get(place)
+        if parcel is None:
+            unit = Prepared(self.name, self.open_entry(entry), entry.offset).unit(connection.rt)
+            parcel = self._large[place] = self.engine.parcel(unit)
+        return parcel.unit
 
     def __repr__(self) -> str:
         return f"<LocalRoom {self.name!r}: {len(self.live)} live, {len(self.outside)} outside>"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from ..transports import Handshake
 
-__all__ = ["origin_allowed"]
+__all__ = ["cors_headers", "origin_allowed"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -47,3 +47,21 @@ def origin_allowed(handshake: Handshake, allowed: Sequence[str]) -> bool:
         return theirs.hostname == ours.hostname and same_port
     except ValueError:
         return False
+
+
+def cors_headers(handshake: Handshake, allowed: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """What lets a page of another origin read a response (T10); nothing for one that may not.
+
+    Cookies go along with origins that are named, never with ``*``.
+    """
+    origin = handshake.header("origin")
+    if origin is None or not origin_allowed(handshake, allowed):
+        return (("vary", "origin"),)
+    by_name = origin_allowed(handshake, [each for each in allowed if each != "*"])
+    more = (("access-control-allow-credentials", "true"),) if by_name else ()
+    return (
+        ("vary", "origin"),
+        ("access-control-allow-origin", origin if by_name else "*"),
+        *more,
+        ("access-control-expose-headers", "retry-after"),
+    )

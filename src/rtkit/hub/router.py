@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar, Unpack, cast, get_args, overload
 from weakref import WeakSet
 
 from typing_extensions import TypeVar as DefaultTypeVar
@@ -20,6 +20,7 @@ from ..patterns import Pattern
 from ..primitives.outbox import Overflow
 from ..schema import Codec, Schema, message_name
 from .context import Context, Handler, Hook, current_run
+from .feature import Feature, PresenceFeature
 
 if TYPE_CHECKING:
     from .handle import Room
@@ -38,6 +39,9 @@ T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 T5 = TypeVar("T5")
 T6 = TypeVar("T6")
+
+#: Bytes of one message at the most in a room that raises the bound (T8).
+MAX_ROOM_PUBLICATION: Final = 4 * 1024 * 1024
 
 Middleware = Callable[[Context[C, Any], Callable[[], Awaitable[Any]]], Awaitable[Any]]
 ErrorHook = Callable[[Context[C, Any], Exception], Awaitable[None]]
@@ -65,6 +69,8 @@ class RoomOptions(TypedDict, Generic[C], total=False):
     history: History | None
     overflow: Overflow | None
     auto_join: Callable[[Identity[C]], Iterable[str]] | None
+    max_publication: int | None
+    presence: PresenceFeature | None
 
 
 class Procedure:
@@ -97,6 +103,8 @@ class Rooms(Generic[C, M]):
         history: History | None,
         overflow: Overflow,
         auto_join: Callable[[Identity[C]], Iterable[str]] | None,
+        max_publication: int | None,
+        features: Mapping[str, Feature],
     ) -> None:
         self.router = router
         self.pattern = pattern
@@ -105,6 +113,8 @@ class Rooms(Generic[C, M]):
         self.history = history
         self.overflow: Overflow = overflow
         self.auto_join = auto_join
+        self.max_publication = max_publication
+        self.features = features
         self.authorize_hook: Hook[C, M, Grant] | None = None
         self.join_hook: Hook[C, M, Any] | None = None
         self.leave_hook: Hook[C, M, None] | None = None
@@ -277,6 +287,8 @@ class Router(Generic[C]):
         history: History | None = None,
         overflow: Overflow | None = None,
         auto_join: Callable[[Identity[C]], Iterable[str]] | None = None,
+        max_publication: int | None = None,
+        presence: PresenceFeature | None = None,
     ) -> Rooms[C, Any]:
         """Declare a family of rooms.
 
@@ -287,6 +299,8 @@ class Router(Generic[C]):
         :param overflow: what happens to a slow member: with history ``recover`` (default) or
             ``close``; without ``drop_oldest`` (default), ``drop_newest``, ``latest_per_key`` or ``close``.
         :param auto_join: names the rooms of this family that an identity is put into on connecting.
+        :param max_publication: bytes of one message, instead of the hub's bound; 4 MiB at the most.
+        :param presence: a :class:`~rtkit.Presence`: the rooms know who is in them (P1).
         :raises DeclarationError: for a pattern or option that cannot work; the message says why.
         """
         where = f"rooms {pattern!r}"
@@ -305,8 +319,27 @@ class Router(Generic[C]):
                 f"{where}: overflow={overflow!r} does not go {'with' if history else 'without'} history; "
                 f"use {' or '.join(allowed)}"
             )
+        if max_publication is not None and not 0 < max_publication <= MAX_ROOM_PUBLICATION:
+            raise DeclarationError(
+                f"{where}: max_publication={max_publication!r} is not between 1 byte and 4 MiB; what is larger "
+                f"belongs behind a URL"
+            )
+        features: dict[str, Feature] = {}
+        if presence is not None:
+            given: object = presence  # an instance is wanted, not True and not the class
+            if not isinstance(given, PresenceFeature) or given.kind != "presence":
+                raise DeclarationError(f"{where}: presence={presence!r} is none; pass presence=Presence()")
+            features["presence"] = presence
         family: Rooms[C, Any] = Rooms(
-            self, pattern, schema=schema, grant=grant, history=history, overflow=policy, auto_join=auto_join
+            self,
+            pattern,
+            schema=schema,
+            grant=grant,
+            history=history,
+            overflow=policy,
+            auto_join=auto_join,
+            max_publication=max_publication,
+            features=features,
         )
         self._declare(self.families, family)
         return family

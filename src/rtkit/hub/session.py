@@ -16,6 +16,7 @@ from ..schema import encode_value, event_of
 from ..wire import MessagePush, Push, Reply, dumps
 
 if TYPE_CHECKING:
+    from ..primitives.deadlines import Deadline
     from .connection import Connection
     from .engine import Engine
     from .local import Member
@@ -40,6 +41,10 @@ class Session(Generic[C]):
     :ivar id: the client id; other members see it beside messages.
     :ivar identity: who it is; replaced by a refresh, never by another user's.
     :ivar state: the application's own, on this node only.
+    :ivar resumed: it was taken up again with a resume token (C4).
+    :ivar generation: how often that happened.
+    :ivar established: its client was told that it is connected, so that it may come back to it.
+    :ivar parked: rooms it was in before its connection was lost, and has not come back to yet.
     """
 
     __slots__ = (
@@ -47,21 +52,31 @@ class Session(Generic[C]):
         "_tasks",
         "connection",
         "engine",
+        "established",
+        "generation",
         "id",
         "identity",
+        "park_deadline",
+        "park_reason",
+        "parked",
         "resumed",
         "rooms",
         "state",
     )
 
-    def __init__(self, engine: Engine, id: str, identity: Identity[C], connection: Connection) -> None:
+    def __init__(self, engine: Engine, id: str, identity: Identity[C]) -> None:
         self.engine = engine
         self.id = id
         self.identity = identity
         self.state: dict[str, Any] = {}
         self.rooms: dict[str, Member] = {}
-        self.connection: Connection | None = connection
+        self.connection: Connection | None = None
         self.resumed = False
+        self.generation = 0
+        self.established = False
+        self.parked: dict[str, Member] = {}
+        self.park_deadline: Deadline | None = None
+        self.park_reason = ""
         self._tasks: set[asyncio.Task[None]] | None = None
 
     def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -89,7 +104,9 @@ class Session(Generic[C]):
         return connection.push(("message",), unit, "drop_newest") is None
 
     async def close(self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "") -> None:
-        """End the session's connection, and tell the client why. The session ends with it.
+        """End the session's connection, and tell the client why.
+
+        The session ends with it, unless the code lets the client come back, and it does so in time (C3).
 
         :param code: a close code from :mod:`rtkit.codes`; its band tells the client whether to return.
         :raises ValueError: for a code that cannot close a connection.
@@ -98,6 +115,13 @@ class Session(Generic[C]):
             raise ValueError(f"a close code is 1000 or from 3000 to 4999, not {code!r}")
         if self.connection is not None:
             self.connection.close(code, reason or codes.describe_close(code))
+        elif not self.ended:
+            self.engine.parking.end(self, reason or codes.describe_close(code))
+
+    @property
+    def ended(self) -> bool:
+        """Neither connected nor parked: it is over."""
+        return self.engine.sessions.get(self.id) is not self
 
     def end(self) -> None:
         """Called by the hub: cancel the background tasks."""
@@ -110,7 +134,7 @@ class Session(Generic[C]):
         return SessionStatistics(rooms=len(self.rooms), tasks=len(self._tasks or ()), queued=queued)
 
     def __repr__(self) -> str:
-        state = "connected" if self.connection is not None else "ended"
+        state = "connected" if self.connection is not None else "ended" if self.ended else "parked"
         return f"<Session {self.id} of {self.identity.user!r}, {state}, {len(self.rooms)} rooms>"
 
 

@@ -60,6 +60,11 @@ class Family:
         """What is kept of their streams."""
         return self.rooms.history
 
+    @property
+    def max_publication(self) -> int | None:
+        """Bytes of one of their messages at the most; None for the hub's bound."""
+        return self.rooms.max_publication
+
     def __repr__(self) -> str:
         return f"<Family {self.pattern.text!r}>"
 

@@ -86,6 +86,12 @@ class Head:
     merged: Mapping[str, str]
 
     @property
+    def length(self) -> int | None:
+        """What is said about the length of the body, in bytes."""
+        length = self.merged.get("content-length")
+        return None if length is None else int(length)
+
+    @property
     def has_body(self) -> bool:
         """Whether a body of at least one byte follows, or may."""
         return self.merged.get("content-length", "0") != "0" or "transfer-encoding" in self.merged
@@ -114,18 +120,15 @@ def read_head(event: h11.Request, raw: bytes, limits: ServerLimits) -> Head:
         raise RequestRefused(plain(431, f"a request has {limits.headers} headers at the most\n"))
     if version not in ("1.0", "1.1"):
         raise RequestRefused(plain(505, "this server speaks HTTP/1.1\n"))
-    length, chunked = merged.get("content-length"), "transfer-encoding" in merged
-    if chunked and (length is not None or version == "1.0"):
+    if "transfer-encoding" in merged and (head.length is not None or version == "1.0"):
         text = "a request has one length: Content-Length or, in HTTP/1.1, Transfer-Encoding\n"
         raise RequestRefused(plain(400, text))
-    if length is not None and int(length) > limits.body:
-        raise RequestRefused(too_large(limits))
     return head
 
 
-def too_large(limits: ServerLimits) -> Response:
+def too_large(most: int) -> Response:
     """The answer to a body that is too large."""
-    return plain(413, f"a body has {limits.body} bytes at the most\n")
+    return plain(413, f"a body has {most} bytes at the most\n")
 
 
 def not_http(error: h11.RemoteProtocolError, limits: ServerLimits, data: bytes) -> Response:

@@ -1,22 +1,31 @@
-"""One connection while it speaks HTTP/1.1: until it closes, or becomes a WebSocket.
+"""One connection while it speaks HTTP/1.1: until it closes, or becomes a WebSocket or an open response.
 
 h11 parses and formats; this file says when. One request is worked on at a time, and one per loop turn, so that a
 client that sends ten thousand in one go costs the others ten thousand turns apart.
 
 ::
 
-    idle ──▶ head ──▶ body ──▶ busy ──▶ flush ──▶ idle
-      │        │        │        │        │
-      └────────┴────────┴────────┴────────┴──▶ closing        busy ──▶ a RawPipe takes over
+                                     ┌──▶ waiting ──┐
+    idle ──▶ head ──▶ body ──▶ busy ─┴──────────────┴─▶ flush ──▶ idle
+      │        │        │        │           │            │
+      └────────┴────────┴────────┴───────────┴────────────┴──▶ closing
+
+                            busy ──▶ a RawPipe or an HttpStream takes over
 
 - *idle*: nothing of a request is there. *head*, *body*: some of it is. Each has its own deadline, for the whole
   of it and not for a pause in it: a byte a second is no way to stay.
-- *busy*: a whole request is there, and is being answered by a task: a file is read, or a hub starts. The socket is
-  not read meanwhile; what came before is in h11's buffer, one read of the socket at the most.
+- *busy*: a whole request is there, and is being answered by a task: a file is read, or the hub takes it. The socket
+  is not read meanwhile; what came before is in h11's buffer, one read of the socket at the most.
   A client that has closed its half meanwhile still gets the answer: that it has is read only afterwards.
+- *waiting*: the hub will answer when there is something to say (a long poll). Nothing runs: no task, no deadline;
+  how long it lasts is the hub's affair. The socket is read, so that the client's end is noticed, which cancels the
+  wait; a client that closes its half has gone.
 - *flush*: the answer has not left yet. The next request waits for that, so that nobody can have answers pile up.
 - *closing*: the last answer was given. If more may come from the client, it is read and forgotten until the client
   closes, since a socket that is closed with bytes unread is reset, and the client might never see the answer.
+
+A body is kept where somebody takes it, within that one's bound, and else read and thrown away, so that the connection
+stays usable. What is wrong with a head, its declared length and the API's key included, is said before the body.
 
 All deadlines are one entry of a structure that all connections share. They are patient: time in which this process
 itself stood still is not the client's fault (F5).
@@ -33,14 +42,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, cast, final
 
 import h11
 
-from ..codes import INTERNAL_CLOSE
-from ..errors import Unavailable
-from ..hosting.endpoints import Response, etag_matches, plain, refusal
-from ..hosting.raw import RawPipe
-from ..transports import Handshake, Refused
+from ..hosting.endpoints import Response, plain, refusal
+from .exchanges import answer_api, answer_hub, become_websocket
+from .files import send_file
 from .heads import Head, RequestRefused, not_http, read_head, too_large
-from .static import PIECE, StaticFile
-from .upgrade import upgrade
 
 if TYPE_CHECKING:
     from ..primitives.deadlines import Deadline
@@ -52,14 +57,20 @@ _IDLE: Final = 0
 _HEAD: Final = 1
 _BODY: Final = 2
 _BUSY: Final = 3
-_FLUSH: Final = 4
-_CLOSING: Final = 5
-_PHASES: Final = ("idle", "head", "body", "busy", "flush", "closing")
+_WAITING: Final = 4
+_FLUSH: Final = 5
+_CLOSING: Final = 6
+_PHASES: Final = ("idle", "head", "body", "busy", "waiting", "flush", "closing")
 
 #: Pieces of a body that are looked at in one loop turn: a chunk may be a single byte.
 _PIECES: Final = 64
+#: Bytes that may come behind a request that waits for its answer, before the socket is not read any more.
+_BEHIND: Final = 64 * 1024
 
 Ts = TypeVarTuple("Ts")
+
+#: What answers a request whose body is there, and all it gets but the connection before and the body after.
+_Taker = tuple[Any, ...]
 
 _RETRY_AFTER: Final = 5
 
@@ -68,53 +79,70 @@ _log: Final = logging.getLogger("rtkit.server")
 
 @final
 class HttpConnection(asyncio.Protocol):
-    """The protocol object of a connection, made when it is accepted."""
+    """The protocol object of a connection, made when it is accepted.
+
+    :ivar site: what the connections of the server share.
+    :ivar http: the parser, and formatter.
+    :ivar head: of the request that is being read or answered.
+    """
 
     __slots__ = (
         "_body",
         "_deadline",
         "_drained",
-        "_head",
-        "_http",
+        "_most",
         "_network",
         "_phase",
-        "_site",
+        "_size",
         "_surplus",
+        "_taker",
         "_task",
+        "_waiting",
         "_writing_paused",
+        "head",
+        "http",
+        "site",
     )
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self.site = site
+        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=site.limits.head)
+        self.head: Head | None = None
         self._network: asyncio.Transport | None = None
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=site.limits.head)
         self._phase = _IDLE
         self._deadline: Deadline | None = None
         self._surplus = False  # one too many: it gets a refusal
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._body = 0  # bytes of it so far
-        self._head: Head | None = None
+        self._waiting: asyncio.Future[Response] | None = None
+        self._taker: _Taker | None = None  # who takes the body
+        self._body: bytearray | None = None  # what is there of it, if somebody takes it
+        self._size = 0  # bytes of it so far
+        self._most = 0  # and at the most
 
     # -- called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._network = cast(asyncio.Transport, transport)
-        self._surplus = self._site.opened(self)
-        if self._site.draining:
+        self._surplus = self.site.opened(self)
+        if self.site.draining:
             self._network.abort()
             return
         # From the beginning, or one might connect and say nothing for as long as others may between requests.
-        self._end_in(self._site.limits.header_time)
+        self._end_in(self.site.limits.header_time)
 
     def data_received(self, data: bytes) -> None:
         if self._phase == _CLOSING:
             return
-        self._http.receive_data(data)
+        self.http.receive_data(data)
         if self._phase == _IDLE:
             self._phase = _HEAD
-            self._end_in(self._site.limits.header_time)
+            self._end_in(self.site.limits.header_time)
+        elif self._phase == _WAITING:
+            if self._network is not None and len(self.http.trailing_data[0]) > _BEHIND:
+                self._network.pause_reading()
+            return
         self._read()
 
     def pause_writing(self) -> None:
@@ -126,7 +154,8 @@ class HttpConnection(asyncio.Protocol):
             if not self._drained.done():
                 self._drained.set_result(None)
         elif self._phase == _FLUSH:
-            self._next()
+            # Not now: that may close the connection, and asyncio would close it a second time after this.
+            asyncio.get_running_loop().call_soon(self._flushed)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = _CLOSING
@@ -135,7 +164,11 @@ class HttpConnection(asyncio.Protocol):
             self._deadline.cancel()
         if self._task is not None:
             self._task.cancel()
-        self._site.closed(self)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.cancel()
+        self._body = None
+        self.site.closed(self)
 
     # -- reading a request
 
@@ -145,16 +178,15 @@ class HttpConnection(asyncio.Protocol):
             return
         try:
             for _ in range(_PIECES):
-                raw = b"" if self._phase == _BODY else self._http.trailing_data[0]
-                event = self._http.next_event()
+                raw = b"" if self._phase == _BODY else self.http.trailing_data[0]
+                event = self.http.next_event()
                 if isinstance(event, h11.Request):
                     self._begin(event, raw)
-                    if self._http.they_are_waiting_for_100_continue:
-                        # Nothing here takes a body, so none is asked for.
+                    if self.http.they_are_waiting_for_100_continue and not self._ask_for_body():
                         self._answer()
                         return
                 elif isinstance(event, h11.Data):
-                    self._count(len(event.data))
+                    self._take(event.data)
                 elif isinstance(event, h11.EndOfMessage):
                     self._end_body(event)
                     self._answer()
@@ -162,32 +194,70 @@ class HttpConnection(asyncio.Protocol):
                 else:
                     if self._phase == _IDLE and raw:
                         self._phase = _HEAD
-                        self._end_in(self._site.limits.header_time)
+                        self._end_in(self.site.limits.header_time)
                     return
             asyncio.get_running_loop().call_soon(self._read)
         except h11.RemoteProtocolError as error:
-            self._refuse(not_http(error, self._site.limits, self._http.trailing_data[0]))
+            self.refuse(not_http(error, self.site.limits, self.http.trailing_data[0]))
         except RequestRefused as refused:
-            self._refuse(refused.response)
+            self.refuse(refused.response)
 
     def _begin(self, event: h11.Request, raw: bytes) -> None:
         """A head is there, at the beginning of *raw*.
 
         :raises RequestRefused: for one that is not served.
         """
-        self._body = 0
-        self._head = head = read_head(event, raw, self._site.limits)
+        self._body = None
+        self._size = 0
+        self._taker = None
+        self.head = head = read_head(event, raw, self.site.limits)
         if self._surplus:
             raise RequestRefused(refusal(503, "too many connections", _RETRY_AFTER))
+        self._most, self._taker = self._find_taker(head)
+        if head.length is not None and head.length > self._most:
+            raise RequestRefused(too_large(self._most))
+        if self._taker is not None:
+            self._body = bytearray()
         if head.has_body:
             self._phase = _BODY
-            self._end_in(self._site.limits.body_time)
+            self._end_in(self.site.limits.body_time)
 
-    def _count(self, size: int) -> None:
-        """Some of a body is there. Nothing wants it; it is read so that the connection stays usable."""
-        self._body += size
-        if self._body > self._site.limits.body:
-            raise RequestRefused(too_large(self._site.limits))
+    def _find_taker(self, head: Head) -> tuple[int, _Taker | None]:
+        """Who takes the request with its body, and how large that may be.
+
+        :raises RequestRefused: when it is turned away without a look at the body.
+        """
+        site = self.site
+        request = site.api_request(head)
+        if request is not None:
+            assert site.api is not None
+            refused = site.api.screen(request)
+            if refused is not None:
+                raise RequestRefused(refused)
+            return site.api.max_body, (answer_api, request)
+        endpoint = site.exchange(head)
+        if endpoint is None:
+            return site.limits.body, None
+        if sum(name == "origin" for name, _ in head.headers) > 1:
+            raise RequestRefused(plain(400, "more than one Origin header\n"))
+        return site.acceptor.max_frame, (answer_hub, head, endpoint)
+
+    def _ask_for_body(self) -> bool:
+        """The client waits to be told to go on: whether it was. Nobody is who has no body, or one nobody takes."""
+        if self._taker is None or self._network is None or self._phase != _BODY:
+            return False
+        self._network.write(
+            self.http.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
+        )
+        return True
+
+    def _take(self, data: bytes) -> None:
+        """Some of a body is there."""
+        self._size += len(data)
+        if self._size > self._most:
+            raise RequestRefused(too_large(self._most))
+        if self._body is not None:
+            self._body += data
 
     def _end_body(self, event: h11.EndOfMessage) -> None:
         if event.headers:
@@ -198,125 +268,156 @@ class HttpConnection(asyncio.Protocol):
 
     def _answer(self) -> None:
         """A whole request is there."""
-        site, head = self._site, self._head
+        site, head = self.site, self.head
         assert head is not None
         site.counters["requests"] += 1
         if head.method == "GET" and "upgrade" in head.merged and site.is_websocket(head.path):
-            self._work(self._upgrade, head)
+            self._work(become_websocket, self, head)
+            return
+        if self._taker is not None:
+            func, *args = self._taker
+            body, self._body, self._taker = bytes(self._body or b""), None, None
+            self._work(func, self, *args, body)
             return
         parts = site.file(head.path)
         if parts is None:
-            self._respond(site.answer(head))
+            self.respond(site.answer(head))
         elif head.method in ("GET", "HEAD"):
-            self._work(self._send_file, head, parts)
+            self._work(send_file, self, head, parts)
         else:
-            self._respond(plain(405, "method not allowed\n", ("allow", "GET, HEAD")))
+            self.respond(plain(405, "method not allowed\n", ("allow", "GET, HEAD")))
 
     def _work(self, func: Callable[[*Ts], Coroutine[Any, Any, None]], *args: *Ts) -> None:
         """Answer in a task, which ends with the connection."""
         self._phase = _BUSY
-        self._end_in(self._site.limits.answer_time)
+        self._end_in(self.site.limits.answer_time)
         if self._network is not None:
             self._network.pause_reading()
-        self._task = self._site.tasks.spawn(self._guard, func, args)
+        self._task = self.site.tasks.spawn(self._guard, func, args)
 
     async def _guard(self, func: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]) -> None:
         try:
             await func(*args)
         except Exception:
-            assert self._head is not None
-            _log.exception("a request failed: %s %s", self._head.method, ascii(self._head.path))
-            if self._network is not None and self._http.our_state is h11.SEND_RESPONSE:
-                self._respond(plain(500, "internal error\n"), last=True)
-            else:
-                self.abort()  # in the middle of an answer that has promised more
+            self._failed()
         finally:
             self._task = None
 
-    def _respond(self, response: Response, *, last: bool = False) -> None:
-        """Send a whole answer."""
-        data = self._format(response, last=last)
-        if response.body:
-            data += self._http.send(h11.Data(data=response.body))
-        self._finish(data)
+    def _failed(self) -> None:
+        """An answer could not be made; called where the exception is handled."""
+        assert self.head is not None
+        _log.exception("a request failed: %s %s", self.head.method, ascii(self.head.path))
+        if self._network is not None and self.http.our_state is h11.SEND_RESPONSE:
+            self.respond(plain(500, "internal error\n"), last=True)
+        else:
+            self.abort()  # in the middle of an answer that has promised more
 
-    def _format(self, response: Response, *, last: bool = False) -> bytes:
-        """The head of an answer, as bytes."""
-        headers = [*response.headers, ("date", email.utils.formatdate(self._site.clock.time(), usegmt=True))]
-        if last or self._site.draining or self._http.they_are_waiting_for_100_continue:
+    # -- what those who answer call
+
+    @property
+    def address(self) -> str:
+        """The client's IP address, or empty."""
+        peer = None if self._network is None else self._network.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+    def respond(self, response: Response, *, last: bool = False) -> None:
+        """Send a whole answer.
+
+        :param last: close the connection then.
+        """
+        data = self.format(response, last=last)
+        if response.body:
+            data += self.http.send(h11.Data(data=response.body))
+        self.finish(data)
+
+    def wait_for(self, answer: asyncio.Future[Response]) -> None:
+        """Send a whole answer when it is there. It is cancelled when the client has gone away before."""
+        if self._network is None or self._phase != _BUSY:
+            answer.cancel()
+            return
+        self._phase = _WAITING
+        self._waiting = answer
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._network.resume_reading()
+        answer.add_done_callback(self._answered)
+
+    def _answered(self, answer: asyncio.Future[Response]) -> None:
+        if self._waiting is not answer:  # the client has gone, or the wait was ended
+            if not answer.cancelled():
+                answer.exception()  # nobody's any more; asyncio shall not complain
+            return
+        self._waiting = None
+        self._phase = _BUSY
+        try:
+            self.respond(refusal(503, "ended", 1) if answer.cancelled() else answer.result())
+        except Exception:
+            self._failed()
+
+    def release(self) -> tuple[asyncio.Transport, bytes] | None:
+        """Let another protocol object have the connection, and what came behind the request.
+
+        :return: None when the client has gone, or it took too long.
+        """
+        network = self._network
+        if network is None or self._phase != _BUSY:
+            return None
+        self._network = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+        return network, self.http.trailing_data[0]
+
+    def format(self, response: Response, *, last: bool = False) -> bytes:
+        """The head of an answer, as bytes that are now to be sent."""
+        headers = [*response.headers, ("date", email.utils.formatdate(self.site.clock.time(), usegmt=True))]
+        if last or self.site.draining or self.http.they_are_waiting_for_100_continue:
             headers.append(("connection", "close"))
         reason = HTTPStatus(response.status).phrase.encode()
-        return self._http.send(h11.Response(status_code=response.status, headers=headers, reason=reason))
+        return self.http.send(h11.Response(status_code=response.status, headers=headers, reason=reason))
 
-    def _finish(self, data: bytes) -> None:
+    def finish(self, data: bytes) -> None:
         """Send the last of an answer, and go on to the next request, if there may be one."""
         if self._network is None:
             return
-        self._network.write(data + self._http.send(h11.EndOfMessage()))
-        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+        self._network.write(data + self.http.send(h11.EndOfMessage()))
+        if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
             self._hang_up()
             return
-        self._http.start_next_cycle()
+        self.http.start_next_cycle()
         if self._writing_paused:
             self._phase = _FLUSH
             self._network.pause_reading()
-            self._end_in(self._site.limits.answer_time)
+            self._end_in(self.site.limits.answer_time)
         else:
+            self._next()
+
+    def _flushed(self) -> None:
+        if self._phase == _FLUSH and not self._writing_paused:
             self._next()
 
     def _next(self) -> None:
         """What was answered has left: on to the next request."""
         if self._network is None:
             return
-        if self._site.draining:
+        if self.site.draining:
             self._hang_up()
             return
         self._phase = _IDLE
-        self._end_in(self._site.limits.idle_time)
+        self._end_in(self.site.limits.idle_time)
         self._network.resume_reading()
         # The next one may be here already; its turn is the next.
         asyncio.get_running_loop().call_soon(self._read)
 
-    def _refuse(self, response: Response) -> None:
+    def refuse(self, response: Response) -> None:
         """Answer what cannot be served, and close."""
-        self._site.counters["refused"] += 1
-        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._respond(response, last=True)
+        self.site.counters["refused"] += 1
+        if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.respond(response, last=True)
         else:
             self._hang_up()
 
-    # -- files
-
-    async def _send_file(self, head: Head, parts: tuple[str, ...]) -> None:
-        folder = self._site.static
-        assert folder is not None
-        found = await folder.find(parts)
-        if found is None:
-            self._respond(self._site.nothing(head))
-            return
-        try:
-            await self._send_found(head, found)
-        finally:
-            found.close()
-
-    async def _send_found(self, head: Head, found: StaticFile) -> None:
-        headers = [("cache-control", "no-cache"), ("etag", found.etag), ("x-content-type-options", "nosniff")]
-        if etag_matches(head.merged.get("if-none-match"), found.etag):
-            self._respond(Response(304, headers))
-            return
-        headers += [("content-type", found.content_type), ("content-length", str(found.size))]
-        if head.method == "HEAD" or found.size == len(found.first):
-            self._respond(Response(200, headers, b"" if head.method == "HEAD" else found.first))
-            return
-        await self._send_piece(self._format(Response(200, headers)))
-        left, piece = found.size, found.first
-        while piece:
-            left -= len(piece)
-            await self._send_piece(self._http.send(h11.Data(data=piece)))
-            piece = await found.read(min(PIECE, left))
-        self._finish(b"")  # raises for a file that has shrunk meanwhile
-
-    async def _send_piece(self, data: bytes) -> None:
+    async def send_piece(self, data: bytes) -> None:
         """Write, and wait until there is room for more."""
         if self._network is None:
             return
@@ -327,74 +428,7 @@ class HttpConnection(asyncio.Protocol):
                 await self._drained
             finally:
                 self._drained = None
-        self._end_in(self._site.limits.answer_time)
-
-    # -- becoming a WebSocket
-
-    async def _upgrade(self, head: Head) -> None:
-        site, network = self._site, self._network
-        try:
-            answer = self._shake_hands(head)
-            await site.acceptor.ensure_running()
-            handshake = self._handshake(head)
-            site.acceptor.admit(handshake)
-        except RequestRefused as refused:
-            self._refuse(refused.response)
-            return
-        except Refused as refused:
-            self._refuse(refusal(refused.status, refused.reason, refused.retry_after))
-            return
-        except Unavailable as exc:
-            _log.warning("cannot start: %s", exc, exc_info=True)
-            self._refuse(refusal(503, "not available right now", _RETRY_AFTER))
-            return
-        if network is None or self._phase != _BUSY:
-            return  # gone meanwhile, or it took too long
-        early, _ = self._http.trailing_data
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._network = None
-        site.counters["websockets"] += 1
-        pipe = RawPipe(network, site.pipes)
-        site.closed(self)
-        network.write(answer)
-        network.resume_reading()  # in a later turn; before the driver may pause it
-        transport = pipe.transport
-        try:
-            transport.drive(site.acceptor.connect(transport, handshake))
-        except Exception:
-            _log.exception("a connection failed as it began")
-            pipe.close(INTERNAL_CLOSE, "internal error")
-        if early:
-            pipe.data_received(early)
-
-    def _shake_hands(self, head: Head) -> bytes:
-        """The answer that takes the handshake.
-
-        :raises RequestRefused: for one that is not taken.
-        """
-        if self._site.draining:
-            raise RequestRefused(refusal(503, "draining", 1))
-        if head.has_body:
-            raise RequestRefused(plain(400, "a WebSocket handshake has no body\n"))
-        if head.version != "1.1":
-            more = (("upgrade", "websocket"), ("connection", "Upgrade"))
-            raise RequestRefused(plain(426, "a WebSocket handshake is HTTP/1.1\n", *more))
-        answer = upgrade(head.target, head.headers)
-        if isinstance(answer, Response):
-            raise RequestRefused(answer)
-        return answer
-
-    def _handshake(self, head: Head) -> Handshake:
-        peer = None if self._network is None else self._network.get_extra_info("peername")
-        return Handshake(
-            path=head.path,
-            headers=tuple(head.headers),
-            query=head.query,
-            address=str(peer[0]) if isinstance(peer, tuple) and peer else "",
-            # Without TLS of our own there may still be some at a proxy's.
-            secure=None if self._site.ssl is None else True,
-        )
+        self._end_in(self.site.limits.answer_time)
 
     # -- the ways to an end
 
@@ -403,27 +437,40 @@ class HttpConnection(asyncio.Protocol):
         if self._phase == _IDLE:
             self._hang_up()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for an answer that comes when there is something to say."""
+        return self._phase == _WAITING
+
+    def dismiss(self) -> None:
+        """End such a wait, with an answer that says to come again."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.cancel()
+            self._phase = _BUSY
+            self.respond(refusal(503, "draining", 1), last=True)
+
     def abort(self) -> None:
         """Drop the connection, without a word."""
         if self._network is not None:
             self._network.abort()
 
     def _end_in(self, seconds: float) -> None:
-        when = self._site.clock.monotonic() + seconds
+        when = self.site.clock.monotonic() + seconds
         if self._deadline is None:
-            self._deadline = self._site.deadlines.at(when, self._timed_out, patient=True)
+            self._deadline = self.site.deadlines.at(when, self._timed_out, patient=True)
         else:
             self._deadline.move(when)
 
     def _timed_out(self) -> None:
-        self._site.counters["timeouts"] += 1
+        self.site.counters["timeouts"] += 1
         if self._phase == _IDLE:
             self._hang_up()
         elif self._phase in (_HEAD, _BODY):
-            self._refuse(plain(408, "the request took too long\n"))
-        elif self._task is not None and self._http.our_state is h11.SEND_RESPONSE:
+            self.refuse(plain(408, "the request took too long\n"))
+        elif self._task is not None and self.http.our_state is h11.SEND_RESPONSE:
             self._task.cancel()
-            self._refuse(refusal(503, "not available right now", _RETRY_AFTER))
+            self.refuse(refusal(503, "not available right now", _RETRY_AFTER))
         else:
             self.abort()
 
@@ -432,10 +479,10 @@ class HttpConnection(asyncio.Protocol):
         network = self._network
         if network is None or self._phase == _CLOSING:
             return
-        settled = self._http.their_state in (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
-        settled = settled and not self._http.trailing_data[0]
+        settled = self.http.their_state in (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        settled = settled and not self.http.trailing_data[0]
         self._phase = _CLOSING
-        self._end_in(self._site.limits.close_timeout)
+        self._end_in(self.site.limits.close_timeout)
         if settled or not network.can_write_eof():
             network.close()
             return

@@ -14,6 +14,7 @@ from ..hub import Hub
 from .limits import ServerLimits
 from .server import Server
 from .signals import Signals
+from .site import Api
 
 __all__ = ["listen", "serve"]
 
@@ -25,6 +26,8 @@ async def listen(
     port: int = 0,
     *,
     path: str = "/rt",
+    api: Api | None = None,
+    api_path: str = "/api",
     static: str | os.PathLike[str] | None = None,
     ssl: _ssl.SSLContext | None = None,
     unix: str | os.PathLike[str] | None = None,
@@ -50,7 +53,15 @@ async def listen(
     :raises OSError: when it cannot listen there.
     """
     server = Server(
-        hub, path=path, static=static, ssl=ssl, limits=limits, clock=clock or hub.clock, ready=hub._not_ready
+        hub,
+        path=path,
+        api=api,
+        api_path=api_path,
+        static=static,
+        ssl=ssl,
+        limits=limits,
+        clock=clock or hub.clock,
+        ready=hub._not_ready,
     )
     async with _running(hub, server, host, port, unix, sock):
         yield server
@@ -62,6 +73,8 @@ async def serve(
     port: int = 8000,
     *,
     path: str = "/rt",
+    api: Api | None = None,
+    api_path: str = "/api",
     static: str | os.PathLike[str] | None = None,
     ssl: _ssl.SSLContext | None = None,
     unix: str | os.PathLike[str] | None = None,
@@ -80,6 +93,8 @@ async def serve(
     :param host: a name or an address; None for every address of the machine.
     :param port: 0 for a free one, which is logged.
     :param path: where the hub is mounted: its WebSocket is at ``{path}/ws``. Empty for the root.
+    :param api: the server HTTP API, an :class:`~rtkit.ext.http_api.HttpApi`; none unless given.
+    :param api_path: where that is mounted: it is asked to publish at ``{api_path}/publish``.
     :param static: a folder whose files are served beside the hub, for demos.
     :param ssl: to speak TLS.
     :param unix: listen on a Unix socket at this path instead of a port.
@@ -89,7 +104,15 @@ async def serve(
     :raises UsageError: for a path or a folder that cannot be served.
     """
     server = Server(
-        hub, path=path, static=static, ssl=ssl, limits=limits, clock=hub.clock, ready=hub._not_ready
+        hub,
+        path=path,
+        api=api,
+        api_path=api_path,
+        static=static,
+        ssl=ssl,
+        limits=limits,
+        clock=hub.clock,
+        ready=hub._not_ready,
     )
     with Signals(server.abort) as signals:
         async with _running(hub, server, host, port, unix, sock):

@@ -18,7 +18,7 @@ from ..primitives.clocks import LoopClock, timeout
 from ..transports import Acceptor
 from .limits import ServerLimits
 from .listening import Listener, bind_tcp, bind_unix
-from .site import Site
+from .site import Api, Site
 from .static import StaticFolder
 
 __all__ = ["Server", "ServerStatistics"]
@@ -31,22 +31,28 @@ class ServerStatistics:
     """A server as it is now, and totals since it was made.
 
     :param http: open connections that speak HTTP.
+    :param waiting: those of them whose answer comes when there is something to say: polls.
+    :param streams: open responses that go on.
     :param websockets: open WebSockets.
     :param tasks: requests that are worked on.
     :param accepted: connections ever accepted.
     :param requests: requests ever answered, handshakes included.
     :param upgraded: connections that became WebSockets.
+    :param streamed: connections that became streams.
     :param refused: answers to what cannot be served: bad requests, handshakes not taken, too much of something.
     :param timeouts: deadlines that clients have missed.
     :param dropped: connections dropped at once, because there were too many.
     """
 
     http: int
+    waiting: int
+    streams: int
     websockets: int
     tasks: int
     accepted: int
     requests: int
     upgraded: int
+    streamed: int
     refused: int
     timeouts: int
     dropped: int
@@ -54,12 +60,14 @@ class ServerStatistics:
 
 @final
 class Server:
-    """Serves a hub, and for demos a folder of files, over HTTP/1.1 and WebSockets on one port.
+    """Serves a hub, its HTTP API, and for demos a folder of files, over HTTP/1.1 and WebSockets on one port.
 
     :func:`rtkit.serve` and :func:`rtkit.server.listen` make one, and mind the hub's life too.
 
     :param acceptor: the hub.
     :param path: where it is mounted; empty for the root.
+    :param api: the HTTP API, an :class:`~rtkit.ext.http_api.HttpApi`, and
+    :param api_path: where that is mounted.
     :param static: a folder whose files are served beside it.
     :param ssl: to speak TLS.
     :param limits: see :class:`ServerLimits`.
@@ -73,6 +81,8 @@ class Server:
         acceptor: Acceptor,
         *,
         path: str = "/rt",
+        api: Api | None = None,
+        api_path: str = "/api",
         static: str | os.PathLike[str] | None = None,
         ssl: _ssl.SSLContext | None = None,
         limits: ServerLimits | None = None,
@@ -83,6 +93,8 @@ class Server:
         self._site = Site(
             acceptor,
             path=path,
+            api=api,
+            api_path=api_path,
             static=None if static is None else StaticFolder(static),
             ssl=ssl,
             limits=self._limits,
@@ -148,17 +160,24 @@ class Server:
     async def aclose(self) -> None:
         """Let requests under way end, within the drain timeout, and close everything. Idempotent.
 
-        WebSockets are the hub's to close; those that are left then are dropped.
+        WebSockets, streams and polls are the hub's to end, which is closed before. Of those that are left then,
+        WebSockets are dropped, streams end, and polls are answered that they shall come again.
 
         Cancellation: everything is dropped at once.
         """
         self.stop_accepting()
+        site = self._site
         try:
-            async with timeout(self._site.clock, self._limits.drain_timeout):
-                while self._site.open or self._site.arriving:
+            async with timeout(site.clock, self._limits.drain_timeout):
+                while site.open or site.streams or site.arriving:
+                    # Also those that have only now begun, which a hub that is closed would not have let.
+                    for connection in list(site.open):
+                        connection.dismiss()
+                    for stream in list(site.streams):
+                        stream.end()
                     await self._change()
         except TimeoutError:
-            _log.warning("dropping %d requests that did not end", len(self._site.open))
+            _log.warning("dropping %d requests that did not end", len(site.open) + len(site.streams))
         finally:
             self.abort()
             while self._site.size:
@@ -172,6 +191,8 @@ class Server:
         self.stop_accepting()
         for connection in list(self._site.open):
             connection.abort()
+        for stream in list(self._site.streams):
+            stream.abort()
         for pipe in list(self._site.pipes.open):
             pipe.abort()
 
@@ -221,11 +242,14 @@ class Server:
         site, counters = self._site, self._site.counters
         return ServerStatistics(
             http=len(site.open),
+            waiting=sum(connection.waiting for connection in site.open),
+            streams=len(site.streams),
             websockets=len(site.pipes.open),
             tasks=len(site.tasks),
             accepted=counters["accepted"],
             requests=counters["requests"],
             upgraded=counters["websockets"],
+            streamed=counters["streams"],
             refused=counters["refused"],
             timeouts=counters["timeouts"],
             dropped=counters["dropped"],
@@ -233,4 +257,4 @@ class Server:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"at {self.url}" if self._addresses else "not started"
-        return f"<Server {state}, {len(self._site.pipes.open)} WebSockets>"
+        return f"<Server {state}, {len(self._site.pipes.open)} WebSockets, {len(self._site.streams)} streams>"

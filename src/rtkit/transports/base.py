@@ -18,7 +18,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, Protocol, TypeVar, final
 from urllib.parse import parse_qsl
 
-__all__ = ["Acceptor", "Batch", "Driver", "Handshake", "Pipe", "Refused", "Transport", "joined"]
+__all__ = ["Batch", "Driver", "Handshake", "Pipe", "Refused", "Transport", "joined"]
 
 T = TypeVar("T")
 
@@ -189,28 +189,4 @@ class Driver(Protocol):
 
     def lost(self, code: int, reason: str) -> None:
         """The transport is gone, for whatever reason; called exactly once, last."""
-        ...
-
-
-class Acceptor(Protocol):
-    """The hub, as a host sees it."""
-
-    @property
-    def max_frame(self) -> int:
-        """Bytes of one inbound frame at the most."""
-        ...
-
-    async def ensure_running(self) -> None:
-        """Start the hub on first use, where the host gave it no lifespan."""
-        ...
-
-    def admit(self, handshake: Handshake) -> None:
-        """Check a handshake before anything is spent on it.
-
-        :raises Refused: with the status to answer.
-        """
-        ...
-
-    def connect(self, transport: Transport, handshake: Handshake) -> Driver:
-        """Drive *transport* from now on."""
         ...

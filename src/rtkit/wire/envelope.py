@@ -31,7 +31,8 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     :param user: who published it, if a client did; likewise *client*.
     :param event: the name of a signal.
     :param skip: the client id that shall not get this signal.
-    :param code: why a user is taken out of the room (``KICK``); likewise *reason*.
+    :param code: why a user is taken out of the room (``KICK``); likewise *reason*. *client* is the only one of theirs
+        that is, if there is one.
     """
 
     v: int

@@ -22,6 +22,7 @@ Limit = Annotated[int, Meta(ge=-1, lt=2**31)]
 Epoch = Annotated[str, Meta(max_length=128)]
 Key = Annotated[str, Meta(min_length=1, max_length=128)]
 Name = Annotated[str, Meta(max_length=255)]
+LargeId = Annotated[int, Meta(ge=1, lt=2**53)]
 
 
 class Unit(Struct, omit_defaults=True):
@@ -41,12 +42,17 @@ class SubRequest(Unit):
     recover: bool = False
     epoch: Epoch = ""
     offset: Offset = 0
+    presence: bool = False
 
 
 class RtHello(Unit):
-    """An rtkit client announces itself; without it nothing rtkit adds is ever sent."""
+    """An rtkit client announces itself; without it nothing rtkit adds is ever sent.
+
+    With *resume* it shows the token of the session that it wants to go on with (C4).
+    """
 
     v: int = 0
+    resume: str = ""
 
 
 class Connect(Unit):
@@ -63,8 +69,9 @@ class Connect(Unit):
 class Subscribe(Unit):
     """Join a room; with *recover*, continue from (epoch, offset); with *rewind*, begin n messages back (H8).
 
-    Bit 2 of *flag* asks to be refused when that is not possible. With *type* and *tf* the base's clients ask for
-    kinds of rooms, and for filters, that do not exist here.
+    Bit 2 of *flag* asks to be refused when that is not possible. With *presence* an rtkit client asks who is there,
+    and to be told of changes; with *join_leave* one of the base's asks for the changes alone (P2). With *type* and
+    *tf* the base's clients ask for kinds of rooms, and for filters, that do not exist here.
     """
 
     channel: str
@@ -77,6 +84,7 @@ class Subscribe(Unit):
     join_leave: bool = False
     data: Data = UNSET
     rewind: Offset = 0
+    presence: bool = False
     flag: Offset = 0
     type: Offset = 0
     tf: dict[str, Raw] | None = None
@@ -105,6 +113,13 @@ class PresenceCommand(Unit):
     """Ask who is in a room; also for the numbers alone."""
 
     channel: str
+
+
+class PresenceUpdate(Unit):
+    """Replace what the client says about itself in a room (P1)."""
+
+    channel: str
+    meta: Data = UNSET
 
 
 class Since(Unit):
@@ -163,6 +178,22 @@ class Bye(Unit):
     """The client goes for good: its session is not kept (C3)."""
 
 
+class Chunk(Unit):
+    """A piece of a unit that is too large to go whole (T8), in both directions.
+
+    :ivar of: the large unit's id, which its sender has chosen.
+    :ivar n: 0, 1, 2, …
+    :ivar data: the slice; base64 on the wire.
+    :ivar error: instead of all but *of*: the large unit is refused by its receiver.
+    """
+
+    of: LargeId
+    n: Offset = 0
+    last: bool = False
+    data: bytes = b""
+    error: ErrorBody | None = None
+
+
 class Command(Unit):
     """One unit from a client: an id, and one of the methods. ``{}`` is the answer to a ping."""
 
@@ -173,6 +204,7 @@ class Command(Unit):
     publish: Publish | None = None
     presence: PresenceCommand | None = None
     presence_stats: PresenceCommand | None = None
+    presence_update: PresenceUpdate | None = None
     history: HistoryCommand | None = None
     rpc: Rpc | None = None
     refresh: Refresh | None = None
@@ -181,6 +213,7 @@ class Command(Unit):
     ping: Empty | None = None
     signal: SignalBody | None = None
     bye: Bye | None = None
+    chunk: Chunk | None = None
 
 
 # -- replies and pushes: server to client ---------------------------------------------------------
@@ -196,10 +229,11 @@ class ErrorBody(Unit):
 
 
 class ClientInfo(Unit):
-    """Who published, when a client did."""
+    """Who published, when a client did; who is in a room, and what it says about itself there (*chan_info*)."""
 
     user: str = ""
     client: str = ""
+    chan_info: Data = UNSET
 
 
 class Publication(Unit):
@@ -222,19 +256,62 @@ class GapBody(Unit, rename={"start": "from", "end": "to"}):
 
 
 class Limits(Unit):
-    """What the client must keep to: bytes per unit and per publication, commands per second."""
+    """What the client must keep to.
+
+    :ivar unit: bytes of a unit; a larger one goes in chunks (T8).
+    :ivar message: bytes of a publication.
+    :ivar rate: commands a second; *burst* at once.
+    :ivar large: bytes of a unit that goes in chunks.
+    :ivar bytes: a second; *surge* at once.
+    """
 
     unit: int = 0
     message: int = 0
     rate: float = 0.0
     burst: float = 0.0
+    large: int = 0
+    bytes: float = 0.0
+    surge: float = 0.0
 
 
 class RtWelcome(Unit):
-    """The server's answer to :class:`RtHello`."""
+    """The server's answer to :class:`RtHello`.
+
+    *resume* is the token for the next connection, good for *grace* seconds after this one is lost; *resumed* says
+    that this is the session whose token was shown (C3).
+    """
 
     v: int = 0
     limits: Limits | None = None
+    resume: str = ""
+    grace: float = 0.0
+    resumed: bool = False
+
+
+class PresentBody(Unit):
+    """A client in a room, with what it says about itself; *meta* is missing when that is nothing."""
+
+    user: str
+    client: str
+    meta: Data = UNSET
+
+
+class PresenceBody(Unit):
+    """Who is in a room, or what has changed (P2).
+
+    :ivar v: the number of this push among those about the room's presence; of a snapshot, that of the last one.
+    :ivar members: all that are there. Without it *joins*, *leaves* and *updates* say what has changed.
+    :ivar clients: how many are there, and *users*, where they are too many to be listed. Who is there is unknown
+        then, until *members* comes.
+    """
+
+    v: int = 0
+    members: list[PresentBody] | None = None
+    joins: list[PresentBody] = []
+    leaves: list[PresentBody] = []
+    updates: list[PresentBody] = []
+    clients: int | None = None
+    users: int | None = None
 
 
 class SubscribeResult(Unit):
@@ -251,6 +328,7 @@ class SubscribeResult(Unit):
     ttl: int = 0
     data: Data = UNSET
     gap: GapBody | None = None
+    presence: PresenceBody | None = None
 
 
 class ConnectResult(Unit):
@@ -283,6 +361,19 @@ class HistoryResult(Unit):
     publications: list[Publication] = []
     epoch: Epoch = ""
     offset: Offset = 0
+
+
+class PresenceResult(Unit):
+    """Who is in a room, by client id."""
+
+    presence: dict[str, ClientInfo] = {}
+
+
+class PresenceStatsResult(Unit):
+    """How many clients and users are in a room."""
+
+    num_clients: int = 0
+    num_users: int = 0
 
 
 class RpcResult(Unit):
@@ -360,6 +451,12 @@ class PositionPush(Unit):
     offset: Offset = 0
 
 
+class JoinPush(Unit):
+    """A client has come into a room, or has left it: for clients of the base."""
+
+    info: ClientInfo
+
+
 class Push(Unit):
     """Something the client did not ask for; one field besides *channel* is set."""
 
@@ -373,6 +470,10 @@ class Push(Unit):
     position: PositionPush | None = None
     gap: GapBody | None = None
     signal: SignalBody | None = None
+    chunk: Chunk | None = None
+    join: JoinPush | None = None
+    leave: JoinPush | None = None
+    presence: PresenceBody | None = None
 
 
 class Reply(Unit):
@@ -385,6 +486,9 @@ class Reply(Unit):
     subscribe: SubscribeResult | None = None
     unsubscribe: Empty | None = None
     publish: PublishResult | None = None
+    presence: PresenceResult | None = None
+    presence_stats: PresenceStatsResult | None = None
+    presence_update: Empty | None = None
     history: HistoryResult | None = None
     rpc: RpcResult | None = None
     refresh: RefreshResult | None = None

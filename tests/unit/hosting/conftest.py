@@ -15,4 +15,5 @@ async def world() -> AsyncIterator[World]:
     yield world
     assert world.host.statistics().connections == 0
     assert world.host.statistics().writing == 0
+    assert world.host.statistics().requests == world.host.statistics().streams == 0
     assert world.clock.timers == 0

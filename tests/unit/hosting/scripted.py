@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncGenerator, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from rtkit.hosting.asgi import AsgiHost
 from rtkit.testing.clock import ManualClock
-from rtkit.transports import Driver, Handshake, Refused, Transport
+from rtkit.transports import (
+    Answer,
+    Driver,
+    Handshake,
+    HttpRequest,
+    Refused,
+    Streaming,
+    StreamPipe,
+    Transport,
+    plain,
+)
 
 EXTENSIONS: dict[str, Any] = {"websocket.http.response": {}}
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("WHO", default="nobody")
@@ -47,6 +57,55 @@ class Echo:
         self.on_lost()
 
 
+class Goes:
+    """A stream that notes what happens to it."""
+
+    def __init__(self) -> None:
+        self.pipe: StreamPipe | None = None
+        self.log: list[str] = []
+        self.losses: list[tuple[int, str]] = []
+        self.on_start: Callable[[], object] = lambda: None
+        self.on_writable: Callable[[], object] = lambda: None
+        self.on_lost: Callable[[], object] = lambda: None
+
+    @property
+    def answer(self) -> Streaming:
+        return Streaming((("content-type", "text/event-stream"),), self._start)
+
+    def _start(self, pipe: StreamPipe) -> Goes:
+        assert self.pipe is None, "started twice"
+        self.pipe = pipe
+        self.on_start()
+        return self
+
+    def write(self, data: bytes) -> None:
+        assert self.pipe is not None
+        self.pipe.write(data)
+
+    def end(self) -> None:
+        assert self.pipe is not None
+        self.pipe.end()
+
+    @property
+    def buffered(self) -> int:
+        assert self.pipe is not None
+        return self.pipe.buffered
+
+    def writable(self) -> None:
+        assert not self.losses
+        self.log.append("writable")
+        self.on_writable()
+
+    def lost(self, code: int, reason: str) -> None:
+        self.log.append("lost")
+        self.losses.append((code, reason))
+        self.on_lost()
+
+
+async def welcome(request: HttpRequest) -> Answer:
+    return plain(200, f"{request.method} {request.endpoint} {len(request.body)}")
+
+
 class Acceptor:
     """Admits everybody, unless told otherwise."""
 
@@ -60,6 +119,8 @@ class Acceptor:
         self.refuse: Refused | None = None
         self.fail_start: Exception | None = None
         self.on_connect: Callable[[Echo], object] = lambda _: None
+        self.requests: list[HttpRequest] = []
+        self.on_answer: Callable[[HttpRequest], Awaitable[Answer]] = welcome
 
     async def ensure_running(self) -> None:
         if self.fail_start is not None:
@@ -76,6 +137,10 @@ class Acceptor:
         self.on_connect(driver)
         self.drivers.append(driver)
         return driver
+
+    async def answer(self, request: HttpRequest) -> Answer:
+        self.requests.append(request)
+        return await self.on_answer(request)
 
 
 class Server:
@@ -109,11 +174,29 @@ class Server:
         return self.task
 
     def say(self, kind: str, **fields: Any) -> None:
-        self.inbox.put_nowait({"type": f"websocket.{kind}", **fields})
+        self.inbox.put_nowait({"type": f"{self.scope['type']}.{kind}", **fields})
 
     @property
     def texts(self) -> list[str]:
         return [m["text"] for m in self.sent if m["type"] == "websocket.send"]
+
+    @property
+    def status(self) -> int:
+        """Of the answer to a plain request."""
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        """What was sent of it; ``ended`` tells whether that is all."""
+        return b"".join(m["body"] for m in self.sent[1:])
+
+    @property
+    def ended(self) -> bool:
+        return not self.sent[-1].get("more_body", False)
 
 
 @contextlib.asynccontextmanager
@@ -123,6 +206,12 @@ async def nothing() -> AsyncGenerator[None]:
 
 def ws_scope(path: str = "/ws", **more: Any) -> dict[str, Any]:
     return {"type": "websocket", "path": path, "root_path": "", "headers": [], "subprotocols": [], **more}
+
+
+def http_scope(method: str = "GET", path: str = "/poll", **more: Any) -> dict[str, Any]:
+    headers = [(name.encode(), value.encode()) for name, value in more.pop("headers", ())]
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": headers}
+    return {**scope, "http_version": "1.1", **more}
 
 
 class World:
@@ -136,10 +225,30 @@ class World:
     async def open(self, **scope: Any) -> tuple[Server, Echo]:
         server = Server(self.host, ws_scope(**scope))
         server.say("connect")
-        server.start()
+        _ = server.start()
         await self.clock.settle()
         assert server.sent[0]["type"] == "websocket.accept"
         return server, self.acceptor.drivers[-1]
+
+    async def ask(self, method: str = "GET", path: str = "/poll", body: bytes = b"", **scope: Any) -> Server:
+        """A plain request with its body, as far as it got."""
+        server = Server(self.host, http_scope(method, path, **scope))
+        server.say("request", body=body)
+        _ = server.start()
+        await self.clock.settle()
+        return server
+
+    async def stream(self) -> tuple[Server, Goes]:
+        """A response that goes on."""
+        goes = Goes()
+
+        async def answer(_: HttpRequest) -> Answer:
+            return goes.answer
+
+        self.acceptor.on_answer = answer
+        server = await self.ask("POST", "/sse")
+        assert server.sent[0]["type"] == "http.response.start"
+        return server, goes
 
     async def refused(self, **scope: Any) -> list[MutableMapping[str, Any]]:
         server = Server(self.host, ws_scope(**scope))

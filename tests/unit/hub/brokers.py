@@ -81,6 +81,30 @@ class FaultyBroker(MemoryBroker):
         await self._call("read")
         return await super().read(topic, **options)
 
+    async def put(self, key: str, field: str, value: bytes, **options: Any) -> Any:
+        await self._call("put")
+        return await super().put(key, field, value, **options)
+
+    async def renew(self, key: str, fields: Iterable[str], *, ttl: float) -> Any:
+        await self._call("renew")
+        return await super().renew(key, fields, ttl=ttl)
+
+    async def remove(self, key: str, field: str, **options: Any) -> Any:
+        await self._call("remove")
+        return await super().remove(key, field, **options)
+
+    async def revise(self, key: str, changes: Any, **options: Any) -> Any:
+        await self._call("revise")
+        return await super().revise(key, changes, **options)
+
+    async def revision(self, key: str) -> Any:
+        await self._call("revision")
+        return await super().revision(key)
+
+    async def positions(self, keys: Any) -> Any:
+        await self._call("positions")
+        return await super().positions(keys)
+
     async def entries(self, key: str) -> Any:
         await self._call("entries")
         return await super().entries(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rtkit import Credentials, Hub, Identity, Reject
+from rtkit import Credentials, Hub, Identity, Limits, Reject
 from rtkit.brokers import MemoryBackend, MemoryBroker
 from rtkit.testing.clock import ManualClock
 from tests.support.rawclient import RawClient
@@ -32,9 +33,14 @@ class World:
         self.hubs: list[Hub[Any]] = []
         self.clients: list[RawClient] = []
 
-    def hub(self, *, broker: Any = None, **options: Any) -> Hub[Any]:
-        """A hub that is not started yet, so that rooms can be declared."""
+    def hub(self, *, broker: Any = None, parks: bool = False, **options: Any) -> Hub[Any]:
+        """A hub that is not started yet, so that rooms can be declared.
+
+        :param parks: sessions outlive their connection, as they do by default (C3); most tests are about connections.
+        """
         options.setdefault("authenticate", by_token)
+        if not parks:
+            options["limits"] = dataclasses.replace(options.get("limits", Limits()), grace=None)
         hub: Hub[Any] = Hub(
             broker=broker or MemoryBroker(self.backend), clock=self.clock, random=random.Random(1), **options
         )

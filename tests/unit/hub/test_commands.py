@@ -73,10 +73,13 @@ async def test_connect_of_an_rtkit_client_is_welcomed_with_the_limits(world: Wor
     welcome = client.reply(1)["connect"]["rt"]
     limits = hub.limits
     assert welcome["limits"] == {
-        "unit": limits.max_frame,
+        "unit": 65_536,
         "message": limits.max_publication,
         "rate": 50,
         "burst": 100,
+        "large": limits.large,
+        "bytes": limits.inbound.rate,
+        "surge": limits.inbound.burst,
     }
 
 

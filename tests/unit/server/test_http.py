@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.server.world import Client, ServerWorld, get
+from tests.unit.server.exchange import ok
+from tests.unit.server.world import Client, ServerWorld, get, in_thread
 
 Make = Callable[..., Awaitable[ServerWorld]]
 
@@ -161,13 +162,6 @@ async def test_a_body_in_tiny_chunks_does_not_hold_up_others(world: ServerWorld)
     assert client.answers() == []
     await world.settle()
     assert client.answer().status == 404
-
-
-async def in_thread(client: Client, data: bytes) -> None:
-    """Say more than the kernel takes at once."""
-    client.sock.setblocking(True)
-    await asyncio.to_thread(client.sock.sendall, data)
-    client.sock.setblocking(False)
 
 
 async def test_nobody_is_told_to_go_on_with_a_body_that_is_not_wanted(world: ServerWorld) -> None:
@@ -452,6 +446,21 @@ async def test_and_go_on_when_it_reads(make: Make, tmp_path: Path) -> None:
         assert len(client.heard) != before or len(answers) == 21, "stuck"
     assert [answer.status for answer in answers] == [200] * 20 + [204]
     assert world.server.statistics().timeouts == 0
+
+
+async def test_who_reads_only_when_the_server_ends_still_gets_the_answer(make: Make, tmp_path: Path) -> None:
+    world = await make({"unix": tmp_path / "sock"})
+    world.acceptor.on_request = lambda _: ok(b"x" * 1_000_000)
+    client = await world.ask(get("/rt/send"))
+    (connection,) = world.server._site.open
+    assert connection._network is not None
+    connection._network.set_write_buffer_limits(high=1)  # so that it resumes with nothing left, as it may
+    assert repr(connection) == "<HttpConnection flush>"
+    world.server.stop_accepting()
+    while not client.gone:
+        await world.settle()
+    assert len(client.answer().body) == 1_000_000
+    assert not client.reset
 
 
 # -- how many ------------------------------------------------------------------------------------------

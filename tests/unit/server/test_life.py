@@ -37,13 +37,13 @@ async def test_a_free_port(make: Make) -> None:
     server = world.server
     assert server.addresses == (("127.0.0.1", server.port),)
     assert server.url == f"http://127.0.0.1:{server.port}/rt"
-    assert repr(server) == f"<Server at {server.url}, 0 WebSockets>"
+    assert repr(server) == f"<Server at {server.url}, 0 WebSockets, 0 streams>"
     await world.upgrade()
-    assert repr(server) == f"<Server at {server.url}, 1 WebSockets>"
+    assert repr(server) == f"<Server at {server.url}, 1 WebSockets, 0 streams>"
     with pytest.raises(UsageError, match="once"):
         await server.start(port=0)
     await server.aclose()
-    assert repr(server) == "<Server closed, 0 WebSockets>"
+    assert repr(server) == "<Server closed, 0 WebSockets, 0 streams>"
     with pytest.raises(UsageError, match="once"):
         await server.start(port=0)
 
@@ -70,7 +70,7 @@ async def test_a_name_with_two_addresses_gets_one_port(make: Make, monkeypatch: 
 
 async def test_before_and_after(make: Make) -> None:
     server = Server(Acceptor(), clock=ManualClock())
-    assert repr(server) == "<Server not started, 0 WebSockets>"
+    assert repr(server) == "<Server not started, 0 WebSockets, 0 streams>"
     assert server.url == ""
     assert server.addresses == ()
     with pytest.raises(UsageError, match="TCP port"):

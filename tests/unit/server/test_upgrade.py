@@ -244,7 +244,7 @@ async def test_what_comes_while_the_hub_starts_waits_and_is_bounded(world: Serve
     await world.settle()
     assert client.answers() == []
     (connection,) = world.server._site.open
-    assert len(connection._http.trailing_data[0]) == len(masked(TEXT, b"one")), "the rest waits in the kernel"
+    assert len(connection.http.trailing_data[0]) == len(masked(TEXT, b"one")), "the rest waits in the kernel"
     await world.others_are_served()
     hub.gate.set()
     await world.settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from typing import Any
 
 from rtkit.server import Server, ServerLimits
 from rtkit.testing.clock import ManualClock
-from tests.unit.hosting.scripted import Acceptor
 from tests.unit.hosting.sockets import Peer
+from tests.unit.server.exchange import HttpAcceptor
 
-__all__ = ["KEY", "Answer", "Client", "ServerWorld", "shake"]
+__all__ = ["KEY", "Answer", "Client", "ServerWorld", "get", "in_thread", "post", "shake"]
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -22,6 +23,11 @@ def get(path: str = "/rt/ready", *headers: str, version: str = "1.1", method: st
     """A request as a client sends it."""
     lines = [f"{method} {path} HTTP/{version}", "Host: test", *headers, "", ""]
     return "\r\n".join(lines).encode("latin-1")
+
+
+def post(path: str = "/rt/send", body: bytes = b"", *headers: str, version: str = "1.1") -> bytes:
+    """A request with a body."""
+    return get(path, f"Content-Length: {len(body)}", *headers, version=version, method="POST") + body
 
 
 def shake(
@@ -82,6 +88,29 @@ class Client(Peer):
         (answer,) = self.answers(head=head)
         return answer
 
+    def begun(self) -> Answer:
+        """The head of a response that goes on; what is there of its body stays in `heard`."""
+        self.listen()
+        top, _, self.heard = self.heard.partition(b"\r\n\r\n")
+        first, *lines = top.decode("latin-1").split("\r\n")
+        assert first.startswith("HTTP/1.1 "), first
+        headers = dict(line.split(": ", 1) for line in lines)
+        return Answer(int(first[9:12]), {name.lower(): value for name, value in headers.items()}, b"")
+
+    def chunks(self) -> list[bytes]:
+        """The whole chunks that have come; the last one is empty."""
+        found = list[bytes]()
+        self.listen()
+        while b"\r\n" in self.heard:
+            size, _, rest = self.heard.partition(b"\r\n")
+            end = int(size, 16)
+            if len(rest) < end + 2:
+                break
+            assert rest[end : end + 2] == b"\r\n"
+            found.append(rest[:end])
+            self.heard = rest[end + 2 :]
+        return found
+
     @property
     def gone(self) -> bool:
         """Whether the server has closed its end."""
@@ -89,12 +118,19 @@ class Client(Peer):
         return self.eof or self.reset
 
 
+async def in_thread(client: Client, data: bytes) -> None:
+    """Say more than the kernel takes at once."""
+    client.sock.setblocking(True)
+    await asyncio.to_thread(client.sock.sendall, data)
+    client.sock.setblocking(False)
+
+
 class ServerWorld:
     """A server before an acceptor that does what the test says."""
 
     def __init__(self, *, echo: bool = True, limits: dict[str, Any] | None = None, **options: Any) -> None:
         self.clock = ManualClock()
-        self.acceptor = Acceptor(echo=echo)
+        self.acceptor = HttpAcceptor(echo=echo)
         self.options = options
         self.limits = ServerLimits(**(limits or {}))
         self.server = Server(self.acceptor, limits=self.limits, clock=self.clock, **options)
@@ -148,6 +184,7 @@ class ServerWorld:
             client.sock.close()
         await self.settle()
         assert self.server.statistics().http == 0
+        assert self.server.statistics().streams == 0
         assert self.server.statistics().websockets == 0
         await self.server.aclose()
         assert self.server.statistics().tasks == 0

@@ -1,0 +1,152 @@
+"""What lies in the broker: an entry for each client of a room, and what nodes tell each other of changes.
+
+Keys, fields and topics, all of them for this feature alone:
+
+=================================  =============  ===============================================================
+key                                field          value
+=================================  =============  ===============================================================
+``presence:<room>``                client id      an :class:`Entry`
+``presence-rooms:<life>``          room           nothing: where that life of a node has entries
+``presence-lives``                 life           nothing: which lives have entries anywhere
+``presence-reaping``               life           the node that takes away what a dead life has left
+topic ``\\0presence:<room>``                       a :class:`Notice`, published with each revision of the first
+=================================  =============  ===============================================================
+
+A *life* is ``<node>/<incarnation>``; it is worth as much as the node's lease (:mod:`rtkit.hub.lease`). The index is
+written before the first entry and removed after the last, so that what it says is never too little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from ...errors import BadUnit
+from .roster import Present
+
+__all__ = [
+    "LIVES",
+    "REAPING",
+    "decode_entry",
+    "decode_notice",
+    "encode_entry",
+    "encode_notice",
+    "index_of",
+    "key_of",
+    "life_of",
+    "topic_of",
+]
+
+LIVES: Final = "presence-lives"
+REAPING: Final = "presence-reaping"
+_VERSION: Final = 1
+
+
+def key_of(room: str) -> str:
+    """The key of a room's entries."""
+    return f"presence:{room}"
+
+
+def topic_of(room: str) -> str:
+    """The topic of a room's notices. It begins with NUL, so that it is no room's (W4)."""
+    return f"\0presence:{room}"
+
+
+def index_of(life: str) -> str:
+    """The key of the rooms in which a life of a node has entries."""
+    return f"presence-rooms:{life}"
+
+
+def life_of(node: str, incarnation: str) -> str:
+    """The name of one life of a node."""
+    return f"{node}/{incarnation}"
+
+
+class Entry(msgspec.Struct, omit_defaults=True):
+    """A client in a room; the field it lies in is the client's id (W5)."""
+
+    v: int
+    user: str
+    node: str
+    life: str
+    generation: int = 0
+    meta: Raw = Raw(b"{}")
+
+
+class Notice(msgspec.Struct, omit_defaults=True):
+    """What a revision has changed."""
+
+    v: int
+    there: dict[str, Entry] = {}
+    gone: list[str] = []
+
+
+class _NoticeOut(msgspec.Struct, omit_defaults=True):
+    v: int
+    there: dict[str, Raw] = {}
+    gone: list[str] = []
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_entries: Final = msgspec.json.Decoder(Entry)
+_notices: Final = msgspec.json.Decoder(Notice)
+
+
+def encode_entry(present: Present) -> bytes:
+    """As it lies in the broker."""
+    return _encode(
+        Entry(
+            _VERSION,
+            present.user,
+            present.node,
+            present.incarnation,
+            present.generation,
+            Raw(present.meta),
+        )
+    )
+
+
+def decode_entry(client: str, value: bytes) -> Present:
+    """From the broker.
+
+    :raises BadUnit: for what no release of rtkit has written, or a newer one did.
+    """
+    try:
+        entry = _entries.decode(value)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        raise BadUnit("not a presence entry of rtkit") from None
+    return _present(client, entry)
+
+
+def encode_notice(changes: Mapping[str, bytes | None]) -> bytes:
+    """Of encoded entries, by client; None is gone."""
+    there = {client: Raw(value) for client, value in changes.items() if value is not None}
+    return _encode(
+        _NoticeOut(_VERSION, there, [client for client, value in changes.items() if value is None])
+    )
+
+
+def decode_notice(payload: bytes) -> dict[str, Present | None]:
+    """The changes that a notice tells of.
+
+    :raises BadUnit: for what no release of rtkit has written, or a newer one did.
+    """
+    try:
+        notice = _notices.decode(payload)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        raise BadUnit("not a presence notice of rtkit") from None
+    if notice.v != _VERSION:
+        raise BadUnit(f"a presence notice of version {notice.v}; this release reads {_VERSION}")
+    changes: dict[str, Present | None] = dict.fromkeys(notice.gone)
+    for client, entry in notice.there.items():
+        changes[client] = _present(client, entry)
+    return changes
+
+
+def _present(client: str, entry: Entry) -> Present:
+    if entry.v != _VERSION:
+        raise BadUnit(f"a presence entry of version {entry.v}; this release reads {_VERSION}")
+    return Present(client, entry.user, bytes(entry.meta), entry.node, entry.life, entry.generation)

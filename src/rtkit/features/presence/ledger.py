@@ -1,0 +1,386 @@
+"""Which clients this node says are present, and the writing of that into the broker (P3).
+
+For each room there is what *shall* be there (:class:`Mine`) and what is *known* to be there. Whoever comes, goes or
+changes is marked; a task that exists only while something is marked brings the broker up to it, many clients with one
+revision. Each revision expects what is known. When that does not hold, or nobody knows what became of the last one,
+the room is read and what is known is put right. So it is safe to fail anywhere, and to try again.
+
+Whose entry it is
+-----------------
+A client's session may have gone on at another node (C4), which then has written the entry. It has a higher generation.
+An entry with a higher generation than ours is never touched. One with a lower one is taken over, with its meta.
+
+=====================================  ==========================================================================
+a session                              its entry
+=====================================  ==========================================================================
+begins, or is taken up again           is written, with this node's life
+ends                                   is removed, unless a higher generation has it
+was taken up at another node           is left to that; and removed after a while should it still be ours
+=====================================  ==========================================================================
+
+When this node's lease was lost, others may have taken its entries away. It writes them again, under its new life.
+Who is still there as before sees no difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from ...brokers import StateBroker
+from ...errors import BadUnit, BrokerUnavailable, Unavailable
+from ...primitives.clocks import sleep, timeout
+from .entries import LIVES, decode_entry, encode_entry, encode_notice, index_of, key_of, life_of, topic_of
+from .roster import Present
+
+if TYPE_CHECKING:
+    from ...hub.engine import Engine
+    from ...hub.local import Member
+
+__all__ = ["KEPT", "Ledger", "Mine"]
+
+logger = logging.getLogger("rtkit.presence")
+
+#: Seconds that entries and indexes lie in the broker, should nobody be left to take them away.
+KEPT: Final = 86400.0
+#: Seconds after which they are renewed.
+_RENEWED: Final = KEPT / 4
+#: Clients of one revision, and fields of one renewal, at the most.
+_AT_ONCE: Final = 256
+#: Rooms renewed at one time, so that many that began together are spread.
+_ROOMS_AT_ONCE: Final = 10
+#: Seconds until an entry that another node was to take over, and has not, is taken away.
+_HANDED_OVER: Final = 60.0
+#: Seconds until a command that has no answer is given up, and what came of it found out.
+_PATIENCE: Final = 5.0
+#: Revisions in a row that find something else than expected, before it waits a little.
+_IN_VAIN: Final = 5
+
+
+class Mine:
+    """A client of this node, in one room.
+
+    :ivar member: who it is there for; the latest, if it came back.
+    :ivar there: whether it shall be present.
+    :ivar meta: what it says about itself; None when that stands in the entry that it is to take over.
+    :ivar first: what it says if there is no such entry.
+    :ivar known: what the broker has of it, None for nothing; *doubt* says that this has to be read first.
+    :ivar stamp: counts what is to be written, so that a change while writing is not lost.
+    """
+
+    __slots__ = ("doubt", "first", "generation", "known", "member", "meta", "stamp", "there", "user")
+
+    def __init__(self, user: str, generation: int, meta: bytes) -> None:
+        self.user = user
+        self.generation = generation
+        # Of a session that is new, nobody else can have written anything.
+        self.meta: bytes | None = None if generation else meta
+        self.first = meta
+        self.doubt = generation > 0
+        self.known: bytes | None = None
+        self.member: Member | None = None
+        self.there = True
+        self.stamp = 0
+
+
+class _Room:
+    """What this node has in one room."""
+
+    __slots__ = ("indexed", "marked", "mine", "name", "renew_at", "writer")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.mine: dict[str, Mine] = {}
+        self.marked: dict[str, None] = {}
+        self.writer: asyncio.Task[Any] | None = None
+        self.indexed = ""  # the life under which the index has the room
+        self.renew_at = 0.0
+
+
+class Ledger:
+    """The entries of one node, in all rooms."""
+
+    def __init__(self, engine: Engine, broker: StateBroker) -> None:
+        self._engine = engine
+        self._broker = broker
+        self._rooms: dict[str, _Room] = {}
+        self._registered = ""  # the life that stands in the list of lives
+        self._registered_until = 0.0
+        self._waiting = False
+        self._closed = False
+        engine.lease.on_lost.append(self._lease_lost)
+
+    @property
+    def life(self) -> str:
+        """This life of this node."""
+        return life_of(self._engine.node_id, self._engine.lease.incarnation)
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    @property
+    def writers(self) -> list[asyncio.Task[Any]]:
+        """The tasks that write now; none when nothing is left to be written."""
+        return [room.writer for room in self._rooms.values() if room.writer is not None]
+
+    def find(self, name: str, client: str) -> Mine | None:
+        """What there is of a client in a room."""
+        room = self._rooms.get(name)
+        return room.mine.get(client) if room is not None else None
+
+    def of(self, name: str) -> Mapping[str, Mine]:
+        """All clients of this node in a room; those too that shall not be there any more."""
+        room = self._rooms.get(name)
+        return room.mine if room is not None else {}
+
+    def shown(self, client: str, mine: Mine) -> Present:
+        """A client as others will see it."""
+        return Present(
+            client,
+            mine.user,
+            mine.first if mine.meta is None else mine.meta,
+            self._engine.node_id,
+            self._engine.lease.incarnation,
+            mine.generation,
+        )
+
+    # -- what shall be -----------------------------------------------------------------------------
+
+    def enter(self, member: Member, meta: bytes) -> None:
+        """A client is there; its meta is *meta*, unless it had one before (P4)."""
+        session, name = member.session, member.room.name
+        room = self._rooms.get(name)
+        if room is None:
+            room = self._rooms[name] = _Room(name)
+            room.renew_at = self._engine.clock.monotonic() + _RENEWED
+        mine = room.mine.get(session.id)
+        if mine is None:
+            mine = room.mine[session.id] = Mine(session.identity.user, session.generation, meta)
+        mine.member = member
+        mine.there = True
+        if mine.generation != session.generation:
+            # It may have been elsewhere in between, and say something else since.
+            mine.generation = session.generation
+            mine.first = mine.first if mine.meta is None else mine.meta
+            mine.meta = None
+            mine.doubt = True
+        self._mark(room, session.id, mine)
+
+    def depart(self, member: Member) -> None:
+        """A client is gone, for good."""
+        session, name = member.session, member.room.name
+        room = self._rooms.get(name)
+        mine = room.mine.get(session.id) if room is not None else None
+        if room is None or mine is None:
+            if session.generation:
+                # It was to come back to this room from another node, and has not: the entry is that node's.
+                self.enter(member, b"{}")
+                self.depart(member)
+            return
+        if mine.member is not member and mine.member is session.rooms.get(name) is not None:
+            return  # an earlier stay of a client that is back
+        mine.there = False
+        mine.generation = max(mine.generation, session.generation)
+        self._mark(room, session.id, mine)
+
+    def move(self, client: str, name: str) -> None:
+        """A client goes on at another node, which takes its entry over."""
+        mine = self.find(name, client)
+        if mine is not None:
+            mine.there = False
+            mine.member = None
+            mine.stamp += 1
+            when = self._engine.clock.monotonic() + _HANDED_OVER
+            self._engine.deadlines.at(when, self._not_taken_over, name, client, mine.stamp)
+
+    def _not_taken_over(self, name: str, client: str, stamp: int) -> None:
+        room = self._rooms.get(name)
+        mine = room.mine.get(client) if room is not None else None
+        if room is not None and mine is not None and mine.stamp == stamp:
+            mine.doubt = True
+            self._mark(room, client, mine)
+
+    def update(self, name: str, client: str, meta: bytes) -> None:
+        """A client says something else about itself (P1)."""
+        room = self._rooms[name]
+        mine = room.mine[client]
+        mine.meta = meta
+        self._mark(room, client, mine)
+
+    def _lease_lost(self) -> None:
+        """Others may have taken away what this node had written: write it again (P3)."""
+        for room in self._rooms.values():
+            room.indexed = ""
+            for client, mine in room.mine.items():
+                if mine.there:
+                    mine.doubt = True
+                    self._mark(room, client, mine)
+
+    def _mark(self, room: _Room, client: str, mine: Mine) -> None:
+        mine.stamp += 1
+        room.marked[client] = None
+        if room.writer is None and not self._closed:
+            room.writer = self._engine.task(self._write, room)
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    async def _write(self, room: _Room) -> None:
+        """Bring the broker up to what shall be; ends when it is."""
+        in_vain = 0
+        try:
+            while room.marked or (room.indexed and not room.mine):
+                try:
+                    async with timeout(self._engine.clock, _PATIENCE):
+                        in_vain = 0 if await self._write_some(room) else in_vain + 1
+                    self._waiting = False
+                    if in_vain < _IN_VAIN:
+                        continue
+                except (Unavailable, TimeoutError) as error:
+                    if not self._waiting:  # of all rooms one is enough
+                        self._waiting = True
+                        logger.warning("room %r: presence waits for the broker: %s", room.name, error)
+                except Exception as error:
+                    logger.exception("room %r: presence could not be written", room.name, exc_info=error)
+                await sleep(self._engine.clock, self._engine.backoff())
+        finally:
+            room.writer = None
+            if not room.mine and self._rooms.get(room.name) is room:
+                del self._rooms[room.name]
+
+    async def _write_some(self, room: _Room) -> bool:
+        """One revision; False when something was found that was not expected."""
+        if not room.mine:
+            room.marked.clear()
+            if room.indexed:
+                await self._broker.remove(index_of(room.indexed), room.name)
+                room.indexed = ""
+            return True
+        batch = {client: room.mine[client] for client in islice(room.marked, _AT_ONCE) if client in room.mine}
+        if any(mine.there for mine in batch.values()):
+            await self._index(room)
+        if any(mine.doubt for mine in batch.values()):
+            await self._find_out(room, batch)
+        stamps = {client: mine.stamp for client, mine in batch.items()}
+        changes: dict[str, bytes | None] = {}
+        expected: dict[str, bytes | None] = {}
+        for client, mine in batch.items():
+            value = encode_entry(self.shown(client, mine)) if mine.there else None
+            if value != mine.known:
+                changes[client], expected[client] = value, mine.known
+        if changes and not await self._revise(room.name, batch, changes, expected):
+            return False
+        for client, mine in batch.items():
+            if mine.stamp == stamps[client] and room.mine.get(client) is mine:
+                room.marked.pop(client, None)
+                if not mine.there:
+                    del room.mine[client]
+        return True
+
+    async def _revise(
+        self,
+        name: str,
+        batch: Mapping[str, Mine],
+        changes: Mapping[str, bytes | None],
+        expected: Mapping[str, bytes | None],
+    ) -> bool:
+        for client in changes:
+            batch[client].doubt = True  # until there is an answer
+        position = await self._broker.revise(
+            key_of(name),
+            changes,
+            ttl=KEPT,
+            expected=expected,
+            topic=topic_of(name),
+            payload=encode_notice(changes),
+        )
+        if position is None:
+            return False
+        for client, value in changes.items():
+            mine = batch[client]
+            mine.doubt = False
+            mine.known = value
+        return True
+
+    async def _find_out(self, room: _Room, batch: dict[str, Mine]) -> None:
+        """Read what there is of these; who belongs to a later generation is none of ours any more."""
+        entries = await self._broker.entries(key_of(room.name))
+        for client, mine in list(batch.items()):
+            stored = entries.get(client)
+            mine.doubt = False
+            mine.known = stored
+            found = self._decode(room, client, stored)
+            elsewhere = found is not None and found.node != self._engine.node_id
+            if found is not None and elsewhere and found.generation >= mine.generation + mine.there:
+                del batch[client], room.mine[client]
+                room.marked.pop(client, None)
+            elif mine.meta is None:
+                same = found is not None and elsewhere and found.user == mine.user
+                mine.meta = found.meta if found is not None and same else mine.first
+
+    def _decode(self, room: _Room, client: str, stored: bytes | None) -> Present | None:
+        if stored is None:
+            return None
+        try:
+            return decode_entry(client, stored)
+        except BadUnit as error:
+            self._engine.counters.add("foreign_entries")
+            logger.error("room %r: presence of %r: %s", room.name, client, error)
+            return None
+
+    # -- the index ---------------------------------------------------------------------------------
+
+    async def _index(self, room: _Room) -> None:
+        """Before the first entry: hold the lease, and have it known where to look should this node die."""
+        lease = self._engine.lease
+        await lease.hold()
+        if not lease.held:
+            raise BrokerUnavailable("this node holds no lease now")
+        life = self.life
+        if self._registered != life:
+            await self._register(life)
+        if room.indexed != life:
+            await self._broker.put(index_of(life), room.name, b"", ttl=KEPT)
+            room.indexed = life
+
+    async def _register(self, life: str) -> None:
+        await self._broker.put(LIVES, life, b"", ttl=KEPT)
+        self._registered = life
+        self._registered_until = self._engine.clock.monotonic() + _RENEWED
+
+    # -- keeping -----------------------------------------------------------------------------------
+
+    async def renew(self) -> None:
+        """Renew what has lain in the broker for a quarter of its time, a few rooms at a time.
+
+        :raises Unavailable: when the broker cannot be reached.
+        """
+        now = self._engine.clock.monotonic()
+        if self._registered and self._registered == self.life and now >= self._registered_until:
+            await self._register(self._registered)
+        due = [room for room in self._rooms.values() if now >= room.renew_at and room.indexed]
+        for room in due[:_ROOMS_AT_ONCE]:
+            await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
+            clients = iter([client for client, mine in room.mine.items() if mine.known is not None])
+            while some := list(islice(clients, _AT_ONCE)):
+                for client in await self._broker.renew(key_of(room.name), some, ttl=KEPT):
+                    mine = room.mine.get(client)
+                    if mine is not None and mine.there:
+                        mine.doubt = True
+                        self._mark(room, client, mine)
+            room.renew_at = now + _RENEWED
+
+    async def leave(self) -> None:
+        """The run ends. If everything was written, nobody has to look for this life any more.
+
+        :raises Unavailable: when the broker cannot be reached.
+        """
+        self._closed = True
+        if self._registered and not self._rooms:
+            await self._broker.remove(LIVES, self._registered)
+
+    def __repr__(self) -> str:
+        clients: Any = sum(len(room.mine) for room in self._rooms.values())
+        return f"<Ledger {self.life}: {clients} clients in {len(self._rooms)} rooms>"

@@ -1,0 +1,293 @@
+"""Presence in one run of a hub: what the hub calls, and one task that looks after everything."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from ... import codes
+from ...brokers.base import keeps_state
+from ...errors import BadUnit, InvalidMessage, NotSupported, Reject, Unavailable
+from ...hub.answers import asked_for
+from ...hub.feature import FeatureCall
+from ...messages import Member as Shown
+from ...messages import PresenceStats
+from ...primitives.clocks import sleep, timeout
+from ...schema import encode_value
+from ...wire import SubscribeResult, loads
+from .entries import key_of
+from .ledger import Ledger
+from .policy import Presence
+from .reaper import reap
+from .roster import Present
+from .watch import Watch, decode_members
+
+if TYPE_CHECKING:
+    from ...hub.engine import Engine
+    from ...hub.local import Member
+    from ...hub.session import Session
+    from ...hub.table import Family
+
+__all__ = ["Running"]
+
+logger = logging.getLogger("rtkit.presence")
+
+#: Seconds between looks for dead nodes.
+_CHECK: Final = 5.0
+#: Rooms whose positions are asked for at once.
+_POSITIONS: Final = 500
+#: Seconds that the run's end waits for what is left to be written.
+_END: Final = 2.0
+
+_any: Final = msgspec.json.Decoder(Any)
+
+
+class _Update(msgspec.Struct):
+    """The data of the procedure ``rt.presence.update``."""
+
+    channel: str
+    meta: Raw | UnsetType = UNSET
+
+
+_updates: Final = msgspec.json.Decoder(_Update)
+
+
+class Running:
+    """See :class:`rtkit.hub.feature.RunningPresence`."""
+
+    def __init__(self, engine: Engine) -> None:
+        broker = engine.broker
+        if not keeps_state(broker):
+            raise NotSupported(
+                f"rooms have presence=, but {type(broker).__name__} keeps no state; use a broker that does, such as "
+                f"memory://"
+            )
+        self._engine = engine
+        self._broker = broker
+        self._ledger = Ledger(engine, broker)
+        self._watches: dict[str, Watch] = {}
+        self._tending = False
+        self._closed = False
+        self.calls: Mapping[str, FeatureCall] = {"rt.presence.update": self._update_call}
+
+    # -- members -----------------------------------------------------------------------------------
+
+    async def joining(self, member: Member, *, asked: bool, base: bool) -> None:
+        """See :meth:`.RunningFeature.joining`. To a client of the base that may not, nothing is said: as in the base,
+        it just is not told of anybody."""
+        if not asked and not base:
+            return
+        if "presence" not in member.grant.rights:
+            if asked:
+                raise Reject("the right to see who is here is missing", code=codes.NOT_PERMITTED)
+            return
+        name = member.room.name
+        watch = self._watches.get(name)
+        if watch is None:
+            watch = self._watches[name] = Watch(self._engine, self._broker, name, _policy(member.room.family))
+            self._engine.listeners[watch.topic] = watch
+        watch.coming.add(member)
+        try:
+            await watch.open()
+        except BaseException:
+            self._unwatch(member)
+            raise
+        if member.left:
+            self._unwatch(member)
+
+    def joined(self, member: Member, result: SubscribeResult) -> None:
+        """See :meth:`.RunningFeature.joined`."""
+        watch = self._watches.get(member.room.name)
+        if watch is not None and member in watch.coming:
+            result.presence = watch.add(member)
+
+    def entered(self, member: Member) -> None:
+        """See :meth:`.RunningFeature.entered`."""
+        self._ledger.enter(member, self._first_meta(member))
+        self._tend()
+
+    def detached(self, member: Member) -> None:
+        """See :meth:`.RunningFeature.detached`."""
+        self._unwatch(member)
+
+    def departed(self, member: Member) -> None:
+        """See :meth:`.RunningFeature.departed`."""
+        self._ledger.depart(member)
+
+    def moved(self, session: Session[Any], room: str) -> None:
+        """See :meth:`.RunningFeature.moved`."""
+        self._ledger.move(session.id, room)
+
+    def _first_meta(self, member: Member) -> bytes:
+        policy = _policy(member.room.family)
+        if policy.meta is None:
+            return b"{}"
+        try:
+            return _checked(encode_value(policy.meta(member.session.identity)), policy)
+        except Reject as error:
+            logger.error("room %r: Presence(meta=…) made none: %s", member.room.name, error.message)
+        except Exception as error:
+            logger.exception("room %r: Presence(meta=…) failed", member.room.name, exc_info=error)
+        return b"{}"
+
+    def _unwatch(self, member: Member) -> None:
+        watch = self._watches.get(member.room.name)
+        if watch is not None:
+            was_wanted = watch.wanted
+            watch.remove(member)
+            if was_wanted and not watch.wanted and not self._closed:
+                self._engine.spawn(self._close_watch, watch)
+
+    async def _close_watch(self, watch: Watch) -> None:
+        try:
+            gone = await watch.close()
+        except Unavailable as error:
+            logger.warning("room %r: could not unsubscribe: %s", watch.name, error)
+            gone = not watch.wanted
+        if gone and not watch.wanted and self._watches.get(watch.name) is watch:
+            del self._watches[watch.name]
+            self._engine.listeners.pop(watch.topic, None)
+
+    # -- who is there ------------------------------------------------------------------------------
+
+    async def members(self, name: str, family: Family, *, bounded: bool = False) -> list[Shown]:
+        """See :meth:`.RunningPresence.members`."""
+        found = await self._present(name)
+        policy = _policy(family)
+        if bounded and (
+            len(found) > policy.listed or sum(each.size for each in found.values()) > policy.listed_size
+        ):
+            raise Reject(
+                f"{len(found)} clients are too many to be listed; presence_stats counts them",
+                code=codes.LIMIT_EXCEEDED,
+            )
+        return [
+            Shown(each.user, each.client, cast("dict[str, Any]", _any.decode(each.meta)))
+            for each in found.values()
+        ]
+
+    async def stats(self, name: str, family: Family) -> PresenceStats:
+        """See :meth:`.RunningPresence.stats`."""
+        found = await self._present(name)
+        return PresenceStats(len(found), len({each.user for each in found.values()}))
+
+    async def _present(self, name: str) -> dict[str, Present]:
+        """All that are there, by client. Of this node's own clients it is not waited until that is written."""
+        self._tend()
+        watch = self._watches.get(name)
+        if watch is not None and watch.current:
+            found = dict(watch.roster.members)
+        else:
+            entries = await self._broker.entries(key_of(name))
+            found = {each.client: each for each in decode_members(self._engine, name, entries)}
+        for client, mine in self._ledger.of(name).items():
+            if mine.there:
+                found[client] = self._ledger.shown(client, mine)
+            elif mine.member is not None:
+                found.pop(client, None)
+        return found
+
+    # -- meta --------------------------------------------------------------------------------------
+
+    def update(self, session: Session[Any], name: str, meta: Raw | UnsetType) -> None:
+        """See :meth:`.RunningPresence.update`."""
+        member = session.rooms.get(name)
+        mine = self._ledger.find(name, session.id)
+        if member is None or mine is None or not mine.there:
+            raise Reject("not subscribed", code=codes.NOT_PERMITTED)
+        policy = _policy(member.room.family)
+        if not policy.updates or "presence" not in member.grant.rights:
+            raise Reject("the right to say something about oneself here is missing", code=codes.NOT_PERMITTED)
+        if isinstance(meta, UnsetType):
+            raise BadUnit("meta is missing")
+        self._ledger.update(name, session.id, _checked(bytes(meta), policy))
+
+    async def _update_call(self, session: Session[Any], data: Raw | UnsetType) -> Raw | UnsetType:
+        body = loads(b"{}" if isinstance(data, UnsetType) else bytes(data), _updates)
+        family, _ = asked_for(self._engine, body.channel)
+        if "presence" not in family.rooms.features:
+            raise Reject("this room has no presence", code=codes.NOT_AVAILABLE)
+        self.update(session, body.channel, body.meta)
+        return UNSET
+
+    # -- looking after it --------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        if not self._tending and not self._closed:
+            self._tending = True
+            self._engine.spawn(self._look_after)
+
+    async def _look_after(self) -> None:
+        """Every few seconds: dead nodes, missed notices, entries that are to be renewed."""
+        engine = self._engine
+        interval = engine.limits.position_check
+        checked_at = engine.clock.monotonic()
+        await engine.lease.hold()
+        while True:
+            await sleep(engine.clock, _CHECK * (0.8 + engine.random.random() / 5))
+            try:
+                await reap(engine, self._broker)
+                await self._ledger.renew()
+                if interval is not None and engine.clock.monotonic() - checked_at >= interval * 0.9:
+                    checked_at = engine.clock.monotonic()
+                    await self._check_positions()
+            except Unavailable as error:
+                logger.debug("presence could not be looked after: %s", error)
+            except Exception as error:
+                logger.exception("presence could not be looked after", exc_info=error)
+
+    async def _check_positions(self) -> None:
+        """Compare positions, so that a lost last notice is noticed too (P2, H4)."""
+        watches = [watch for watch in self._watches.values() if watch.current]
+        for start in range(0, len(watches), _POSITIONS):
+            some = watches[start : start + _POSITIONS]
+            before = [watch.roster.position for watch in some]
+            positions = await self._broker.positions([watch.key for watch in some])
+            for watch, was, position in zip(some, before, positions, strict=True):
+                if watch.roster.position == was:  # else it has moved on meanwhile, and is well
+                    watch.checked(position)
+
+    async def aclose(self) -> None:
+        """See :meth:`.RunningFeature.aclose`."""
+        self._closed = True
+        for watch in self._watches.values():
+            self._engine.listeners.pop(watch.topic, None)
+        self._watches.clear()
+        try:
+            async with timeout(self._engine.clock, _END):
+                while writers := self._ledger.writers:
+                    await asyncio.wait(writers)
+                await self._ledger.leave()
+        except (Unavailable, TimeoutError):
+            logger.warning("the broker is away: other nodes will have to take this node's clients away")
+        except Exception as error:
+            logger.exception("presence could not end", exc_info=error)
+
+    def __repr__(self) -> str:
+        return f"<Presence {self._ledger!r}, {len(self._watches)} rooms watched>"
+
+
+def _policy(family: Family) -> Presence:
+    return cast("Presence", family.rooms.features["presence"])
+
+
+def _checked(data: bytes, policy: Presence) -> bytes:
+    """A meta as it is kept; raises Reject when it is no object, or too large."""
+    try:
+        found = loads(data, _any)
+    except BadUnit as error:
+        raise BadUnit(f"meta: {error.message}") from None
+    if not isinstance(found, dict):
+        raise BadUnit("meta: an object is wanted")
+    try:
+        meta = encode_value(found)
+    except InvalidMessage as error:
+        raise BadUnit(f"meta: {error}") from None
+    if len(meta) > policy.max_meta:
+        raise Reject(f"a meta has at most {policy.max_meta} bytes", code=codes.LIMIT_EXCEEDED)
+    return meta

@@ -1,0 +1,311 @@
+"""Sessions that outlive their connection: parked for a while, and taken up again, here or on another node (C3, C4).
+
+A session *parks* when its transport is lost without a goodbye. It is in no room's delivery any more (rooms keep the
+messages), but nobody is told that it left. Within the grace its client may come back:
+
+::
+
+    connected ──lost──▶ parked ──the grace is over──▶ ended: left every room it did not come back to
+        ▲                 │
+        └──taken up here──┘──taken up elsewhere──▶ handed over: nothing is told, the other node has it now
+
+Taking up is one compare-and-set of the session's generation in the broker; then the node that had it is asked to let
+go. If that node is dead its silence is taken for consent; the generation alone decides who has the session, so a node
+that was merely cut off, and comes back, lets go when its grace ends and it finds that a newer generation exists.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from .. import codes
+from ..brokers.base import keeps_state
+from ..errors import Unavailable
+from ..identity import Grant, Identity
+from .local import LocalRoom, Member
+from .relay import Answered, Ask
+from .resume import Claim, Owner, may_take_up, read_token, write_token
+from .session import Session
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .engine import Engine
+
+__all__ = ["Parking", "TakenUp"]
+
+logger = logging.getLogger("rtkit.hub")
+
+#: Seconds a resume token is good for; a connection that lasted longer cannot be taken up after it.
+TOKEN_LIFE: Final = 24 * 3600.0
+#: Seconds the secret that the broker holds is kept, from the last time a hub asked for it.
+_SECRET_LIFE: Final = 30 * 24 * 3600.0
+_TRIES: Final = 3
+
+_owners = msgspec.msgpack.Decoder(Owner)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class TakenUp:
+    """A session that a connection goes on with.
+
+    :ivar session: as this node had it; None when it was another node's.
+    :ivar rooms: it was in, on the other node.
+    """
+
+    __slots__ = ("client", "generation", "rooms", "session")
+
+    def __init__(self, client: str, generation: int, session: Session[Any] | None, rooms: list[str]) -> None:
+        self.client = client
+        self.generation = generation
+        self.session = session
+        self.rooms = rooms
+
+
+class Parking:
+    """Parks the sessions of one engine, and hands them out again."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._secret: bytes | None = engine.hub.secret
+        engine.relay.obey["let go"] = self._let_go
+
+    # -- tokens ------------------------------------------------------------------------------------
+
+    async def token(self, session: Session[Any]) -> str:
+        """A resume token for the session as it is now; empty when there can be none."""
+        if self._engine.limits.grace is None:
+            return ""
+        try:
+            secret = await self._find_secret()
+        except Unavailable as error:
+            logger.warning("no resume token: %s", error)
+            return ""
+        await self._engine.lease.hold()  # without it, others would take our sessions without asking
+        expires_at = int(self._engine.clock.time() + TOKEN_LIFE)
+        claim = Claim(session.id, session.identity.user, self._engine.node_id, session.generation, expires_at)
+        return write_token(secret, claim)
+
+    async def _find_secret(self) -> bytes:
+        """The hub's, else one that the broker holds for all nodes, else one for this run."""
+        if self._secret is None:
+            broker = self._engine.broker
+            found = secrets.token_bytes(32)
+            if keeps_state(broker) and not await broker.put(
+                "secret", "resume", found, ttl=_SECRET_LIFE, expected=None
+            ):
+                found = (await broker.entries("secret")).get("resume", found)
+                await broker.renew("secret", ["resume"], ttl=_SECRET_LIFE)
+            self._secret = bytes(found)
+        return self._secret
+
+    # -- taking up ---------------------------------------------------------------------------------
+
+    async def take_up(self, token: str, identity: Identity[Any]) -> TakenUp | None:
+        """The session a token stands for; None when it has to be a new one.
+
+        :raises Unavailable: when the broker cannot be reached.
+        """
+        if not token or self._engine.limits.grace is None:
+            return None
+        claim = read_token(await self._find_secret(), token, now=self._engine.clock.time())
+        if claim is None or claim.user != identity.user:
+            return None
+        session = self._engine.sessions.get(claim.client)
+        owner = await self._claim(claim, session)
+        if owner is None:
+            self._engine.counters.add("resumes", "stale")
+            return None
+        rooms: list[str] = []
+        if owner.node == self._engine.node_id:
+            session = self._engine.sessions.get(claim.client)  # as it is after the wait
+            if session is None:
+                await self._too_late(claim.client)
+                return None
+        else:
+            answered = await self._engine.relay.ask(
+                owner.node, Ask(do="let go", client=claim.client, number=owner.generation)
+            )
+            if answered is not None and answered.status != 200:
+                await self._too_late(claim.client)
+                return None
+            if answered is not None:
+                rooms = answered.rooms
+            # Whatever an earlier life of it left here: it is elsewhere that it went on.
+            if (stale := self._engine.sessions.get(claim.client)) is not None:
+                self._hand_over(stale)
+            session = None
+        self._engine.counters.add("resumes", "taken up")
+        return TakenUp(claim.client, owner.generation, session, rooms)
+
+    async def _claim(self, claim: Claim, session: Session[Any] | None) -> Owner | None:
+        """Take the session in the broker: who had it, with the generation that begins now; None for a stale claim."""
+        broker = self._engine.broker
+        if not keeps_state(broker):
+            found = Owner(1, session.generation, self._engine.node_id) if session is not None else None
+            generation = may_take_up(claim, found)
+            if found is None or generation is None:
+                return None
+            return Owner(1, generation, found.node)
+        key = _key(claim.client)
+        for _ in range(_TRIES):
+            before = (await broker.entries(key)).get("owner")
+            found = None if before is None else _owners.decode(before)
+            generation = may_take_up(claim, found)
+            if generation is None:
+                return None
+            mine = _encode(Owner(1, generation, self._engine.node_id))
+            if await broker.put(key, "owner", mine, ttl=TOKEN_LIFE, expected=before):
+                return Owner(1, generation, claim.node if found is None else found.node)
+        return None
+
+    async def _too_late(self, client: str) -> None:
+        """Its owner says that it has ended."""
+        self._engine.counters.add("resumes", "too late")
+        await self._forget(client)
+
+    async def _forget(self, client: str) -> None:
+        broker = self._engine.broker
+        if keeps_state(broker):
+            await broker.remove(_key(client), "owner")
+
+    def _let_go(self, request: Ask) -> Answered:
+        """Another node has taken the session up."""
+        session = self._engine.sessions.get(request.client)
+        if session is None:
+            return Answered(status=410)
+        if session.generation >= request.number:
+            return Answered(status=409)  # it came back here meanwhile, by a newer claim
+        return Answered(status=200, rooms=self._hand_over(session))
+
+    def _hand_over(self, session: Session[Any]) -> list[str]:
+        """Forget a session that goes on elsewhere; returns the rooms it is in, as others see it."""
+        rooms = list(dict.fromkeys([*session.rooms, *session.parked]))
+        connection = self._detach(session)
+        for name in session.parked:
+            self._engine.moved(session, name)
+        session.parked.clear()
+        self._engine.end(session, "taken up on another node", elsewhere=True)
+        if connection is not None:
+            connection.close(codes.REPLACED, "replaced by a newer connection")
+        return rooms
+
+    def _detach(self, session: Session[Any]) -> Connection | None:
+        """Take the session off its connection, which is returned, and its rooms out of delivery."""
+        for member in list(session.rooms.values()):
+            self._engine.detach(member)
+            if member.entered or member.room.name not in session.parked:
+                session.parked[member.room.name] = member
+        connection, session.connection = session.connection, None
+        if session.park_deadline is not None:
+            session.park_deadline.cancel()
+            session.park_deadline = None
+        return connection
+
+    def attach(self, session: Session[Any], taken: TakenUp) -> None:
+        """Take the session off the connection it had. The rooms it was in have the grace to be joined again.
+
+        The caller gives it the new one.
+        """
+        engine = self._engine
+        before = self._detach(session)
+        session.generation = taken.generation
+        session.resumed = True
+        for name in taken.rooms:
+            if name not in session.parked:
+                family, params = engine.lookup(name)
+                member = Member(session, LocalRoom(engine, name, family, params), Grant(), server_side=False)
+                member.left = member.entered = True
+                session.parked[name] = member
+        if session.parked:
+            self._watch(session, engine.limits.grace or 0.0)
+        if before is not None:
+            before.close(codes.REPLACED, "replaced by a newer connection")
+
+    # -- parking -----------------------------------------------------------------------------------
+
+    def park(self, session: Session[Any], reason: str, *, window: float) -> None:
+        """Keep a session that has lost its connection.
+
+        :param window: seconds after which the client was told to come back, at the most.
+        """
+        self._detach(session)
+        self._engine.counters.add("parked")
+        session.park_reason = reason
+        self._watch(session, (self._engine.limits.grace or 0.0) + window)
+
+    def _watch(self, session: Session[Any], seconds: float) -> None:
+        when = self._engine.clock.monotonic() + seconds
+        if session.park_deadline is None:
+            session.park_deadline = self._engine.deadlines.at(when, self._over, session)
+        else:
+            session.park_deadline.move(when)
+
+    def _over(self, session: Session[Any]) -> None:
+        """The grace is over."""
+        if session.connection is not None:
+            # It is back, and has not come back to these rooms.
+            self.depart(session)
+        elif session.resumed or keeps_state(self._engine.broker):
+            self._engine.spawn(self._end_unless_elsewhere, session)
+        else:
+            self._end(session)
+
+    async def _end_unless_elsewhere(self, session: Session[Any]) -> None:
+        """It may have been taken up by a node that could not tell us."""
+        broker = self._engine.broker
+        assert keeps_state(broker)
+        found = None
+        try:
+            found = (await broker.entries(_key(session.id))).get("owner")
+            elsewhere = found is not None and _owners.decode(found).generation > session.generation
+        except Unavailable:
+            elsewhere = False
+        if session.connection is not None or self._engine.sessions.get(session.id) is not session:
+            return  # it is back, or was handed over
+        if elsewhere:
+            self._hand_over(session)
+            return
+        self._end(session)
+
+    def _end(self, session: Session[Any]) -> None:
+        self.depart(session)
+        self._engine.end(session, session.park_reason)
+
+    def end(self, session: Session[Any], reason: str) -> None:
+        """End a session that is parked, before its time."""
+        session.park_reason = reason
+        self._detach(session)
+        self._end(session)
+
+    def ended(self, session: Session[Any]) -> None:
+        """A session has ended here: what the broker keeps of it is void."""
+        if session.generation and keeps_state(self._engine.broker):
+            self._engine.spawn(self._forget_quietly, session.id)
+
+    async def _forget_quietly(self, client: str) -> None:
+        try:
+            await self._forget(client)
+        except Unavailable as error:
+            logger.debug("the generation of an ended session stays: %s", error)
+
+    def depart(self, session: Session[Any], name: str | None = None) -> None:
+        """The session has left rooms that it was parked in: one, or all of them."""
+        names = list(session.parked) if name is None else [name]
+        for each in names:
+            member = session.parked.pop(each, None)
+            if member is not None and member.entered:
+                self._engine.departed(member)
+
+    def end_all(self, reason: str) -> None:
+        """The hub closes: nobody comes back here."""
+        for session in list(self._engine.sessions.values()):
+            if session.connection is None:
+                self.end(session, reason)
+
+
+def _key(client: str) -> str:
+    return f"session:{client}"

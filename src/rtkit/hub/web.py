@@ -1,0 +1,474 @@
+"""Sessions over plain HTTP: streams and polls one way, requests the other, on whatever node they arrive (T1 to T4).
+
+A session lives on the node that answered the request that opened it, its *owner*; the first part of its id names
+that node. Every other request may come in anywhere (T2). What a request asks of a session is a plain function of the
+owner's, :meth:`Web.take`, which another node calls through the :class:`~rtkit.hub.relay.Relay`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+
+from .. import codes
+from ..errors import NotRunning, Reject, Unavailable
+from ..transports import (
+    Answer,
+    Handshake,
+    HttpRequest,
+    Refused,
+    Response,
+    Stream,
+    Streaming,
+    StreamPipe,
+    plain,
+    refusal,
+)
+from ..transports.longpoll import PollTransport
+from ..transports.stream import EVENT_STREAM, HTTP_STREAM, StreamFormat, StreamTransport
+from ..transports.uplink import Taken, Uplink
+from .connection import Connection
+from .origin import cors_headers, origin_allowed
+from .relay import Answered, Ask, Obeyed
+
+if TYPE_CHECKING:
+    from ..primitives.deadlines import Deadline
+    from .engine import Engine
+    from .hub import Hub
+
+__all__ = ["HttpSession", "Web", "answer"]
+
+logger = logging.getLogger("rtkit.hub")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Units in one request at the most; counted before they are told apart.
+MAX_UNITS: Final = 64
+_RETRY_AFTER: Final = 5
+#: Calls of foreign clients that are remembered, so that one that another node repeats is carried out once.
+_CALLS: Final = 64
+#: Their frames that may wait while the connection takes nothing, and for how many seconds.
+_WAITING: Final = 16
+_WAIT: Final = 1.5
+
+_METHODS: Final = {
+    "sse": ("GET", "POST", "DELETE"),
+    "http_stream": ("POST",),
+    "poll": ("GET", "POST", "DELETE"),
+    "send": ("POST", "DELETE"),
+    "emulation": ("POST",),
+    "events": ("GET",),
+}
+#: What the owner says when it has to know who shows the session; never leaves the nodes.
+_WHO: Final = 401
+
+
+class _Emulation(msgspec.Struct):
+    """What a client of the base sends instead of headers."""
+
+    session: str
+    node: str = ""
+    data: msgspec.Raw = msgspec.Raw(b'""')
+
+
+_emulation = msgspec.json.Decoder(_Emulation)
+_text = msgspec.json.Decoder(str)
+
+
+class HttpSession:
+    """Where the requests of one session come in, at its owner.
+
+    :ivar id: names the owner, then 128 bits that nobody can guess; where the client shows nothing else, it is the
+        credential, and is written nowhere (T11).
+    """
+
+    __slots__ = ("_bound", "_calls", "_proof", "_waiting", "connection", "id", "transport", "uplink")
+
+    def __init__(
+        self, node: str, connection: Connection, transport: StreamTransport | PollTransport, proof: bytes
+    ) -> None:
+        self.id = f"{node}.{secrets.token_urlsafe(16)}"
+        self.connection = connection
+        self.transport = transport
+        self.uplink = Uplink(transport.message)
+        self._proof = proof
+        self._bound = False
+        self._calls: dict[str, None] | None = None
+        self._waiting: deque[tuple[bytes, asyncio.Future[Answered], Deadline]] | None = None
+        transport.resumed = self._resumed
+
+    def emulate(self, frame: bytes) -> Obeyed:
+        """Take a frame without a number. A client of the base does not repeat what was refused, so it may wait."""
+        engine = self.connection.engine
+        if not self.transport.paused:
+            self.transport.message(frame)
+            return Answered(status=204)
+        if self._waiting is None:
+            self._waiting = deque()
+        if len(self._waiting) >= _WAITING:
+            return Answered(status=503, retry_after=1, body=b"too many commands wait\n")
+        answered: asyncio.Future[Answered] = engine.loop.create_future()
+        when = engine.clock.monotonic() + _WAIT
+        deadline = engine.deadlines.at(when, self._waited, answered)
+        self._waiting.append((frame, answered, deadline))
+        return answered
+
+    def _waited(self, answered: asyncio.Future[Answered]) -> None:
+        assert self._waiting is not None
+        self._waiting = deque(each for each in self._waiting if each[1] is not answered)
+        if not answered.done():
+            answered.set_result(Answered(status=503, retry_after=1, body=b"too many commands wait\n"))
+
+    def _resumed(self) -> None:
+        """The connection takes commands again."""
+        while self._waiting and not self.transport.paused:
+            frame, answered, deadline = self._waiting.popleft()
+            deadline.cancel()
+            self.transport.message(frame)
+            if not answered.done():
+                answered.set_result(Answered(status=204))
+
+    def end(self) -> None:
+        """Its transport is gone."""
+        for _, answered, deadline in self._waiting or ():
+            deadline.cancel()
+            if not answered.done():
+                answered.set_result(Answered(status=410, body=b"this session has ended\n"))
+        self._waiting = None
+
+    def authenticated(self, *, by_token: bool) -> None:
+        """How the client was authenticated: what came of headers and cookies has to be shown with every request."""
+        self._bound = not by_token and bool(self._proof)
+
+    def is_shown_by(self, request: Ask) -> int:
+        """0 if the request comes from whom the session is for; else the status to answer."""
+        if not self._bound or request.proof == self._proof:
+            return 0
+        session = self.connection.session
+        if request.user is None:
+            return _WHO
+        if session is None or request.user != session.identity.user:
+            return 403
+        self._proof = request.proof  # the same user, with a new cookie
+        return 0
+
+    def is_repeated(self, call: str) -> bool:
+        """Whether another node has passed this call on before; notes it."""
+        if self._calls is None:
+            self._calls = {}
+        if call in self._calls:
+            return True
+        self._calls[call] = None
+        if len(self._calls) > _CALLS:
+            del self._calls[next(iter(self._calls))]
+        return False
+
+    def __repr__(self) -> str:
+        return f"<HttpSession {self.transport!r}>"
+
+
+async def answer(hub: Hub[Any], request: HttpRequest) -> Answer:
+    """Answer a request to one of the endpoints of HTTP transports; see :meth:`Acceptor.answer`."""
+    cors = cors_headers(request.handshake, hub.origins)
+    methods = _METHODS.get(request.endpoint, ())
+    if request.method == "OPTIONS":
+        return _preflight(request.handshake, hub, methods, cors)
+    if request.method not in methods:
+        return plain(405, "method not allowed\n", *cors, ("allow", ", ".join((*methods, "OPTIONS"))))
+    try:
+        await hub.ensure_running()
+        if request.endpoint != "events":  # which has its own words for "not now"
+            if _opens(request):
+                hub.admit(request.handshake)
+            elif not origin_allowed(request.handshake, hub.origins):
+                raise Refused(403, "this origin may not connect; the server lists others in Hub(origins=…)")
+            # Else it is of a session, which may be used to its end while the hub drains: a poll fetches the goodbye.
+        found = await hub.engine.web.answer(request)
+    except Refused as refused:
+        found = refusal(refused.status, refused.reason, refused.retry_after)
+    except (Unavailable, NotRunning) as error:
+        logger.warning("a request could not be answered: %s", error)
+        found = refusal(503, "not available right now", _RETRY_AFTER)
+    return _with(found, cors)
+
+
+def _opens(request: HttpRequest) -> bool:
+    """Whether a request is for a new session."""
+    if request.endpoint in ("sse", "http_stream"):
+        return request.method != "DELETE"
+    return request.endpoint == "poll" and request.method == "POST"
+
+
+def _preflight(
+    handshake: Handshake, hub: Hub[Any], methods: tuple[str, ...], cors: tuple[tuple[str, str], ...]
+) -> Response:
+    if not origin_allowed(handshake, hub.origins):
+        reason = "this origin may not connect; the server lists others in Hub(origins=…)\n"
+        return plain(403, reason, *cors)
+    allow = ", ".join((*methods, "OPTIONS"))
+    headers = (
+        *cors,
+        ("allow", allow),
+        ("access-control-allow-methods", ", ".join(methods)),
+        ("access-control-allow-headers", "authorization, content-type, last-event-id, rt-seq, rt-session"),
+        ("access-control-max-age", "7200"),
+        ("cache-control", "no-store"),
+    )
+    return Response(204, headers)
+
+
+def _with(found: Answer, cors: tuple[tuple[str, str], ...]) -> Answer:
+    """The same answer, with these headers."""
+    if isinstance(found, Response):
+        return Response(found.status, (*found.headers, *cors), found.body)
+    if isinstance(found, Streaming):
+        return Streaming((*found.headers, *cors), found.start, found.status)
+    return _mapped(
+        found, lambda response: Response(response.status, (*response.headers, *cors), response.body)
+    )
+
+
+def _mapped(future: asyncio.Future[T], change: Callable[[T], R]) -> asyncio.Future[R]:
+    """A future of what *change* makes of another's result; cancelling either cancels both."""
+    later: asyncio.Future[R] = future.get_loop().create_future()
+
+    def pass_on(_: object) -> None:
+        if later.done():
+            return
+        if future.cancelled():
+            later.cancel()
+        elif (error := future.exception()) is not None:
+            later.set_exception(error)
+        else:
+            later.set_result(change(future.result()))
+
+    def pass_back(_: object) -> None:
+        if later.cancelled():
+            future.cancel()
+
+    future.add_done_callback(pass_on)
+    later.add_done_callback(pass_back)
+    return later
+
+
+class Web:
+    """The sessions over HTTP of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.sessions: dict[str, HttpSession] = {}
+        for do in ("send", "emulate", "poll", "bye"):
+            engine.relay.obey[do] = self.take
+
+    # -- requests, as they come in on any node ---------------------------------------------------
+
+    async def answer(self, request: HttpRequest) -> Answer:
+        """Answer a request whose origin and method are fine.
+
+        :raises Unavailable: when its owner cannot be asked.
+        """
+        endpoint, method = request.endpoint, request.method
+        if method == "DELETE":
+            found = await self._carry("bye", request)
+            gone = isinstance(found, Response) and found.status == 410
+            return Response(204, (("cache-control", "no-store"),)) if gone else found
+        if endpoint == "emulation":
+            return await self._emulate(request)
+        if endpoint == "send":
+            return await self._send(request)
+        if endpoint == "poll" and method == "GET":
+            return await self._poll(request)
+        if endpoint == "events":
+            from .oneway import open_events
+
+            return await open_events(self._engine, request)
+        frame = request.body
+        if method == "GET":
+            frame = request.handshake.params().get("cf_connect", "").encode()
+        if refused := self._check_body(frame):
+            return refused
+        if not frame.strip():
+            return plain(400, "the body is the connect command\n")
+        await self._engine.lease.hold()  # others find sessions by it
+        if endpoint == "poll":
+            return self._open_poll(frame, request.handshake)
+        return self._open_stream(EVENT_STREAM if endpoint == "sse" else HTTP_STREAM, frame, request.handshake)
+
+    def _check_body(self, frame: bytes) -> Response | None:
+        if len(frame) > self._engine.limits.max_frame:
+            return plain(413, f"a body has at most {self._engine.limits.max_frame} bytes\n")
+        if frame.count(b"\n") > MAX_UNITS:
+            return plain(413, f"a body has at most {MAX_UNITS} units\n")
+        return None
+
+    def _open_stream(self, format: StreamFormat, frame: bytes, handshake: Handshake) -> Streaming:
+        def start(pipe: StreamPipe) -> Stream:
+            transport = StreamTransport(pipe, format, max_frame=self._engine.limits.max_frame)
+            if not self._engine.accepting:  # since the head was sent
+                transport.close(codes.DRAINING, "draining")
+                return transport
+            self._open(transport, handshake)
+            transport.message(frame)
+            return transport
+
+        return Streaming(format.headers, start)
+
+    def _open_poll(self, frame: bytes, handshake: Handshake) -> Answer:
+        limits = self._engine.limits
+        transport = PollTransport(
+            clock=self._engine.clock,
+            deadlines=self._engine.deadlines,
+            wait=limits.poll_wait,
+            gone=limits.poll_gone,
+            max_frame=limits.max_frame,
+        )
+        self._open(transport, handshake)
+        transport.message(frame)
+        return transport.poll(0)
+
+    def _open(self, transport: StreamTransport | PollTransport, handshake: Handshake) -> None:
+        connection = Connection(self._engine, transport, handshake)
+        connection.http = http = HttpSession(self._engine.node_id, connection, transport, _proof(handshake))
+        self.sessions[http.id] = http
+        self._engine.adopt(connection)
+        transport.drive(connection)
+
+    def forget(self, http: HttpSession) -> None:
+        """Its transport is gone."""
+        self.sessions.pop(http.id, None)
+        http.end()
+
+    async def _send(self, request: HttpRequest) -> Answer:
+        seq = request.handshake.header("rt-seq") or ""
+        if not (seq.isascii() and seq.isdigit() and len(seq) < 16 and int(seq)):
+            return plain(400, "RT-Seq is the number of this request, from 1\n")
+        if refused := self._check_body(request.body):
+            return refused
+        return await self._carry("send", request, number=int(seq), body=request.body)
+
+    async def _poll(self, request: HttpRequest) -> Answer:
+        ack = request.handshake.params().get("ack", "")
+        if not (ack.isascii() and ack.isdigit() and len(ack) < 16):
+            return plain(400, "ack is the number of the last batch that came\n")
+        return await self._carry("poll", request, number=int(ack))
+
+    async def _emulate(self, request: HttpRequest) -> Answer:
+        try:
+            body = _emulation.decode(request.body)
+            data = bytes(body.data)
+            if data.startswith(b'"'):
+                data = _text.decode(data).encode()
+        except (msgspec.DecodeError, UnicodeEncodeError):
+            return plain(400, 'the body is {"session": …, "node": …, "data": …}\n')
+        if refused := self._check_body(data):
+            return refused
+        found = await self._carry("emulate", request, session=body.session, body=data)
+        gone = isinstance(found, Response) and found.status == 410
+        return plain(404, "no such session\n") if gone else found
+
+    # -- to the owner, wherever it is ------------------------------------------------------------
+
+    async def _carry(
+        self, do: str, request: HttpRequest, *, session: str = "", number: int = 0, body: bytes = b""
+    ) -> Answer:
+        """Have the owner of a session take a request, and answer with what it says."""
+        session = session or request.handshake.header("rt-session") or ""
+        node, dot, secret = session.partition(".")
+        if not (dot and secret and node.isalnum() and len(session) <= 128 and session.isascii()):
+            return plain(400, "RT-Session is the session of the reply to connect\n")
+        ask = Ask(do=do, session=session, number=number, body=body, proof=_proof(request.handshake))
+        found = await self._pass(node, ask)
+        if isinstance(found, Answered) and found.status == _WHO:
+            try:
+                identity = await self._engine.authority.authenticate(request.handshake, "", None)
+            except Reject as error:
+                if error.retry_after is not None:
+                    return refusal(503, "try again later", _RETRY_AFTER)
+                return plain(403, "this session is another's\n")
+            ask.user = identity.user
+            found = await self._pass(node, ask)
+        return _response(found) if isinstance(found, Answered) else _mapped(found, _response)
+
+    async def _pass(self, node: str, ask: Ask) -> Obeyed:
+        if node == self._engine.node_id:
+            return self.take(ask)
+        if ask.do == "poll":
+            # It may take as long as a poll does, and is given up when the client goes away.
+            return self._engine.task(self._pass_on, node, ask)
+        return await self._pass_on(node, ask)
+
+    async def _pass_on(self, node: str, ask: Ask) -> Answered:
+        found = await self._engine.relay.ask(node, ask)
+        if found is not None:
+            return found
+        holders = await self._engine.lease.holders()
+        if ask.do in ("send", "emulate") and (holders is None or node in holders):
+            return Answered(status=503, retry_after=1, body=b"the session's node does not answer\n")
+        return Answered(status=410, body=b"the session's node is gone\n")
+
+    # -- at the owner ----------------------------------------------------------------------------
+
+    def take(self, request: Ask) -> Obeyed:
+        """Do with a session what a request asks; plain, on the owner."""
+        http = self.sessions.get(request.session)
+        if http is None:
+            return Answered(status=410, body=b"this session has ended\n")
+        if status := http.is_shown_by(request):
+            return Answered(status=status, body=b"this session is another's\n")
+        if request.do == "poll":
+            return self._take_poll(http, request.number)
+        if request.do == "bye":
+            http.connection.close(codes.WS_NORMAL, "bye")
+            return Answered(status=204)
+        if http.transport.closed:
+            return Answered(status=410, body=b"this session has ended\n")
+        if request.do == "emulate":
+            repeated = request.id and http.is_repeated(request.id)
+            return Answered(status=204) if repeated else http.emulate(request.body)
+        if http.transport.paused:
+            return Answered(status=429, retry_after=1, body=b"too many commands wait\n")
+        if http.uplink.take(request.number, request.body) is Taken.REFUSED:
+            return Answered(status=429, retry_after=1, body=b"requests before this one are missing\n")
+        return Answered(status=204)
+
+    def _take_poll(self, http: HttpSession, ack: int) -> Obeyed:
+        transport = http.transport
+        if not isinstance(transport, PollTransport):
+            return Answered(status=400, body=b"this session is no long-poll\n")
+        found = transport.poll(ack)
+        return _answered(found) if isinstance(found, Response) else _mapped(found, _answered)
+
+
+def _proof(handshake: Handshake) -> bytes:
+    """What a request shows of its user besides the session, as a digest; empty if nothing."""
+    shown = [value for name, value in handshake.headers if name in ("cookie", "authorization")]
+    return hashlib.sha256("\0".join(shown).encode()).digest() if shown else b""
+
+
+def _answered(response: Response) -> Answered:
+    return Answered(status=response.status, body=response.body)
+
+
+def _response(answered: Answered) -> Response:
+    """For a client."""
+    more: tuple[tuple[str, str], ...] = ()
+    if answered.retry_after:
+        more = (("retry-after", str(answered.retry_after)),)
+    if answered.status == 204:
+        return Response(204, (("cache-control", "no-store"),))
+    if answered.status == 200:
+        length = ("content-length", str(len(answered.body)))
+        return Response(
+            200,
+            (("content-type", "application/json"), ("cache-control", "no-store, no-transform"), length),
+            answered.body,
+        )
+    return plain(answered.status, answered.body.decode("utf-8", "replace"), *more)

@@ -1,0 +1,43 @@
+"""The hub, as hosts see it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .base import Driver, Handshake, Transport
+from .http import Answer, HttpRequest
+
+__all__ = ["Acceptor"]
+
+
+class Acceptor(Protocol):
+    """The hub, as a host sees it."""
+
+    @property
+    def max_frame(self) -> int:
+        """Bytes of one inbound frame, or of a request's body, at the most."""
+        ...
+
+    async def ensure_running(self) -> None:
+        """Start the hub on first use, where the host gave it no lifespan."""
+        ...
+
+    def admit(self, handshake: Handshake) -> None:
+        """Check a handshake before anything is spent on it.
+
+        :raises Refused: with the status to answer.
+        """
+        ...
+
+    def connect(self, transport: Transport, handshake: Handshake) -> Driver:
+        """Drive *transport* from now on."""
+        ...
+
+    async def answer(self, request: HttpRequest) -> Answer:
+        """Answer a request to one of the endpoints of :data:`HTTP_ENDPOINTS` (T1).
+
+        It starts the hub and checks the handshake by itself. Raises nothing but what is a bug.
+
+        Cancellation: the client has gone away; safe.
+        """
+        ...
