@@ -8,12 +8,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from rtkit import Context, Credentials, Grant, History, Hub, Identity, Reject
+from rtkit.server import listen
 from tests.support.node import find_node
-from tests.support.servers import serve_asgi
 
 HERE = Path(__file__).parent / "unit"
 FILES = sorted(HERE.glob("*.test.mjs"))
@@ -180,13 +181,15 @@ def make_hub() -> Hub[None]:
     return hub
 
 
-async def test_against_a_real_hub() -> None:
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+async def test_against_a_real_hub(transport: str) -> None:
     hub = make_hub()
-    async with hub, serve_asgi(hub) as port:
+    async with listen(hub, port=0) as server:
+        port = urlsplit(server.url).port
         # Before version 22 WebSocket had to be asked for.
         version = await asyncio.create_subprocess_exec(
             find_node(), "--version", stdout=asyncio.subprocess.PIPE
         )
         major = int((await version.communicate())[0].decode().removeprefix("v").split(".")[0])
         flags = ["--experimental-websocket"] if major < 22 else []
-        await run_node(*flags, str(HERE / "hub.mjs"), RTKIT_TEST_URL=f"http://127.0.0.1:{port}/rt")
+        await run_node(*flags, str(HERE / "hub.mjs"), RTKIT_TEST_URL=f"http://127.0.0.1:{port}/rt", RTKIT_TEST_TRANSPORT=transport)

@@ -11,15 +11,16 @@ import pytest
 import websockets.asyncio.client
 import websockets.asyncio.server
 
-from rtkit import Identity
+from rtkit import Identity, Limits, Presence
 from rtkit.client import connect
 from rtkit.testing import TestHub
-from tests.docs.blocks import ROOT, Block, blocks
+from tests.docs.blocks import ROOT, Block, blocks, prose
 from tests.support.servers import serve_asgi
 
 MOUNT = "docs/how-to/mount.md"
 PRIMITIVES = "docs/how-to/primitives.md"
 BROKER = "docs/how-to/write-a-broker.md"
+PRESENCE = "docs/how-to/presence.md"
 
 
 def run(*sources: Block) -> Any:
@@ -165,3 +166,26 @@ async def test_the_front_pages_chat() -> None:
 def test_the_server_is_about_thirty_lines() -> None:
     (server,) = blocks("README.md", "python", "server")
     assert len([line for line in server.text.splitlines() if line.strip()]) <= 30
+
+
+# -- presence -----------------------------------------------------------------------------------------
+
+
+async def test_it_is_shown_who_is_there() -> None:
+    page = run(*blocks(PRESENCE, "python", "presence"))
+    async with TestHub(page.hub) as t:
+        ann, bob = await t.connect(Identity("ann")), await t.connect(Identity("bob"))
+        async with ann.join("chat:lobby"), bob.join("chat:lobby"), bob.join("chat:other"):
+            await t.settle()
+            assert await page.names("chat:lobby") == ["Ann", "Bob"]
+            assert await page.names("chat:other") == ["Bob"]
+            assert await ann.call(["chat:other", "chat:lobby"], name="busiest") == "chat:lobby"
+        await t.settle()
+        assert await page.names("chat:lobby") == []
+
+
+def test_the_numbers_are_the_defaults() -> None:
+    policy, text = Presence(), prose(PRESENCE)
+    assert f"more than {policy.listed:,} clients" in text
+    assert f"more than {policy.listed_size // 1024} KiB" in text
+    assert f"({Limits().grace:g} s, `Limits.grace`)" in text

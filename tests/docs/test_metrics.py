@@ -18,7 +18,8 @@ PAGE = "docs/reference/metrics.md"
 def counted() -> set[str]:
     """Every name that is added to a hub's counters, wherever that is."""
     found: set[str] = set()
-    for path in sorted((ROOT / "src/rtkit/hub").glob("*.py")):
+    trees = [ROOT / "src/rtkit/hub", ROOT / "src/rtkit/features"]
+    for path in sorted(path for tree in trees for path in tree.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("counters.add"):
                 name = node.args[0]

@@ -45,7 +45,13 @@ def test_a_servers_frame_is_a_reply(block: Block) -> None:
 
 def test_no_example_is_left_out() -> None:
     kinds = {block.info for block in blocks(PAGE)}
-    assert kinds == {("json", "client"), ("json", "server"), ("text", "dialogue"), ("python", "hub")}
+    assert kinds == {
+        ("json", "client"),
+        ("json", "server"),
+        ("text", "dialogue"),
+        ("text", "events"),
+        ("python", "hub"),
+    }
 
 
 # -- dialogues ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rtkit import Context, Credentials, Grant, History, Hub, Identity, Limits, Reject
+from rtkit import Context, Credentials, Grant, History, Hub, Identity, Limits, Presence, Reject
 from rtkit.primitives import Heartbeat
 from rtkit.server import Server, listen
 from rtkit.transports import Driver, Handshake, Transport
@@ -118,7 +118,7 @@ def declare(hub: Hub[dict[str, Any]], counts: Counter[str]) -> None:
     """Rooms of every sort."""
     hub.rooms("kept:{x}", publishes=object, grant=ALL, history=History(100, ttl=600))
     hub.rooms("small:{x}", publishes=object, grant=ALL, history=History(2, ttl=600))
-    hub.rooms("live:{x}", publishes=object, grant=ALL)
+    hub.rooms("live:{x}", publishes=object, grant=ALL, presence=Presence())
     hub.rooms(
         "#{user}",
         publishes=object,

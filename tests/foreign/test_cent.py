@@ -18,7 +18,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from rtkit import Credentials, Grant, History, Hub, Identity
+from rtkit import Credentials, Grant, History, Hub, Identity, Presence
 from rtkit.ext.http_api import HttpApi
 from rtkit.server import listen
 from tests.foreign.clients import Client, PythonKind
@@ -41,6 +41,7 @@ def declared() -> Hub[Any]:
     grant = Grant("publish", "history")
     hub.rooms("kept:{x}", publishes=object, grant=grant, history=History(100, ttl=600))
     hub.rooms("live:{x}", publishes=object, grant=grant)
+    hub.rooms("here:{x}", publishes=object, grant=grant, presence=Presence(meta=lambda who: {"of": who.user}))
     hub.rooms("chat:{x}", publishes=Said, grant=grant, history=History(100, ttl=600))
     return hub
 
@@ -149,13 +150,26 @@ async def test_a_key_publishes_once(world: World, call: Call) -> None:
         (cent.PresenceStatsRequest(channel="live:a"), 108),
         (cent.HistoryRequest(channel="live:a", limit=1), 108),
         (cent.SubscribeRequest(user="ann", channel="kept:a"), 108),
-        (cent.DisconnectRequest(user="ann", client="c1"), 108),
+        (cent.DisconnectRequest(user="ann", session="s1"), 108),
     ],
 )
 async def test_an_error_is_one_to_cent(call: Call, request_: Any, code: int) -> None:
     with pytest.raises(cent.CentApiResponseError) as caught:
         await call(request_)
     assert caught.value.code == code and caught.value.message
+
+
+async def test_who_is_here(world: World, call: Call) -> None:
+    for user in ("ann", "ann", "bob"):
+        await world.client(user, "here:a")
+    found = (await call(cent.PresenceRequest(channel="here:a"))).presence
+    assert sorted(info.user for info in found.values()) == ["ann", "ann", "bob"]
+    assert all(
+        info.client == client and info.chan_info == {"of": info.user} for client, info in found.items()
+    )
+    stats = await call(cent.PresenceStatsRequest(channel="here:a"))
+    assert (stats.num_clients, stats.num_users) == (3, 2)
+    assert (await call(cent.PresenceRequest(channel="here:empty"))).presence == {}
 
 
 async def test_a_broadcast_reaches_all_channels(world: World, call: Call) -> None:
@@ -196,6 +210,17 @@ async def test_a_user_is_disconnected_with_the_code(world: World, call: Call) ->
     await bob.got("live:a", 1)
     await call(cent.DisconnectRequest(user="bob"))
     await bob.until("disconnected", code=3503)
+
+
+async def test_one_client_of_a_user_is_disconnected(world: World, call: Call) -> None:
+    first = await world.client("ann", "live:a")
+    kept = {session.id for session in world.hub.engine.users["ann"]}
+    second = await world.client("ann", "live:a")
+    (client,) = {session.id for session in world.hub.engine.users["ann"]} - kept
+    await call(cent.DisconnectRequest(user="ann", client=client))
+    await second.until("disconnected", code=3503)
+    await call(cent.PublishRequest(channel="live:a", data=1))
+    await first.got("live:a", 1)
 
 
 async def test_a_user_is_unsubscribed(world: World, call: Call) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import centrifuge
 import pytest
 
+from rtkit import Limits
 from tests.foreign.clients import Client, Failed
 from tests.foreign.conftest import World
 
@@ -141,6 +142,7 @@ async def test_a_typed_room(world: World) -> None:
     assert (refused.code, refused.message) == (107, "unknown event 'Shout'; clients may send Say")
 
 
+@pytest.mark.parametrize("limits", [Limits(max_publication=500_000)], ids=["500 kB"])
 async def test_a_message_that_is_too_big(world: World) -> None:
     """Protocol 7.4: refused, and nothing else happens."""
     client = await world.connected()

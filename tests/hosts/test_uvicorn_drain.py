@@ -101,11 +101,8 @@ async def serving(folder: Path, *options: str) -> AsyncGenerator[Running]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-async def test_everybody_is_told_and_nothing_hangs(tmp_path: Path, number: signal.Signals, loop: str) -> None:
-    if loop == "uvloop":
-        pytest.importorskip("uvloop")
-    async with serving(tmp_path, "--loop", loop) as running:
+async def test_everybody_is_told_and_nothing_hangs(tmp_path: Path, number: signal.Signals) -> None:
+    async with serving(tmp_path) as running:
         clients = [
             await Peer.connect(running.port, "/rt/ws"),
             StreamSession(running.port),

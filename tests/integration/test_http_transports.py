@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from rtkit import Context, Credentials, Grant, History, Hub, Identity, Limits, Message
-from rtkit.client import Policy, RoomClient, State, connect
+from rtkit.client import Policy, RoomClient, State, TransportName, connect
 from rtkit.primitives import Rate
 from tests.support.cable import Cable
-from tests.support.hosts import HOSTS, Host
+from tests.support.hosts import HOSTS, Host, client_context
 from tests.support.proxies import (
     Fault,
     Proxy,
@@ -61,6 +61,10 @@ async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest, port: int) -> str:
     return str(request.node.prefix)
+
+
+def say(what: str) -> None:
+    print(f"\n{what}")  # noqa: T201 - a measurement, for `pytest -s`
 
 
 async def hear(room: RoomClient[Any], count: int) -> list[Any]:
@@ -160,7 +164,7 @@ async def test_a_connection_works_within_5_s_behind_a_proxy_that(
             await room.send("hello")
             assert await hear(room, 1) == ["hello"]
             took = time.monotonic() - began
-            print(f"\n{name}: {took:.2f} s by {client.transport}")
+            say(f"{name}: {took:.2f} s by {client.transport}")
             assert client.transport == transport
             assert took < TARGET
             assert client.statistics().connects == 1
@@ -174,7 +178,7 @@ async def test_a_connection_works_within_5_s_when_everybody_gets_503_for_a_while
         began = time.monotonic()
         async with connect(f"http://127.0.0.1:{proxy.port}{prefix}", token="ann") as client:
             took = time.monotonic() - began
-            print(f"\n503 for 1.5 s: {took:.2f} s by {client.transport}")
+            say(f"503 for 1.5 s: {took:.2f} s by {client.transport}")
             assert took < TARGET
             assert client.transport == "websocket", "who is told to wait does not go for another kind of pipe"
 
@@ -197,19 +201,61 @@ async def test_a_proxy_that_cuts_everything_makes_it_a_poll_and_nothing_is_lost(
                 await asyncio.sleep(0.1)
                 ids.add(ann.client_id)
             assert await hearing == list(range(40))
-            print(f"\ncut after 0.3 s: {ann.transport} after {ann.statistics().connects} connections")
+            say(f"cut after 0.3 s: {ann.transport} after {ann.statistics().connects} connections")
             assert ann.transport == "poll"
             assert len(ids) == 1, "it is one session all the time"
 
 
+async def test_a_session_goes_on_over_another_transport(port: int, prefix: str) -> None:
+    async with (
+        Proxy(port, pass_on) as proxy,
+        connect(f"http://127.0.0.1:{port}{prefix}", token="bob") as bob,
+        connect(f"http://127.0.0.1:{proxy.port}{prefix}", token="ann", policy=SOON) as ann,
+        bob.join("log:a") as bobs,
+        ann.join("log:a") as anns,
+    ):
+        was = ann.client_id
+        for n, (fault, transport) in enumerate(
+            [(pass_on, "websocket"), (refuse_upgrades(b"502 Bad Gateway"), "sse"), (buffer, "poll")]
+        ):
+            before = ann.statistics().connects
+            proxy.fault = fault
+            proxy.cut()
+            await bobs.send(f"{n} while away")
+            async with asyncio.timeout(10):
+                while ann.statistics().connects == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert (ann.transport, ann.client_id, ann.resumed) == (transport, was, True)
+            await anns.send(f"{n} back")
+        expected = [f"{n} {where}" for n in range(3) for where in ("while away", "back")]
+        assert await hear(anns, 6) == expected
+        assert await hear(bobs, 6) == expected
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
+async def test_over_tls(host: Host) -> None:
+    async with host.serve(make_hub(), True) as served:
+        for transport in get_args(TransportName):
+            context = client_context()
+            async with (
+                connect(served.url, token="ann", transports=[transport], ssl=context) as ann,
+                ann.join("log:a") as room,
+            ):
+                assert ann.transport == transport
+                await room.send(transport)
+                assert await hear(room, 1) == [transport]
+
+
 async def test_one_that_works_again_is_not_taken_before_the_next_reconnection(port: int, prefix: str) -> None:
-    async with Proxy(port, refuse_upgrades(b"502 Bad Gateway")) as proxy:
-        async with connect(f"http://127.0.0.1:{proxy.port}{prefix}", token="ann") as client:
-            assert client.transport == "sse"
-            proxy.fault = pass_on
-            assert await client.call(1, name="echo") == 1
-            assert client.transport == "sse"
-            assert not any(b"/ws " in line for line in proxy.seen[1:])
+    async with (
+        Proxy(port, refuse_upgrades(b"502 Bad Gateway")) as proxy,
+        connect(f"http://127.0.0.1:{proxy.port}{prefix}", token="ann") as client,
+    ):
+        assert client.transport == "sse"
+        proxy.fault = pass_on
+        assert await client.call(1, name="echo") == 1
+        assert client.transport == "sse"
+        assert not any(b"/ws " in line for line in proxy.seen[1:])
 
 
 async def test_who_only_receives_has_an_event_stream_at_once(port: int, prefix: str) -> None:

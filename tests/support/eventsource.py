@@ -115,9 +115,10 @@ class StreamSink:
         assert not self.ended, "written behind the end"
         assert data, "an empty write"
         self.writes += 1
-        self.waiting += data
-        if not self.stalled:
-            self._pass_on()
+        if self.stalled:
+            self.waiting += data
+        else:
+            self.body += data
 
     def write_batch(self, batch: Batch, form: Form) -> None:
         self.write(batch.form(form))
@@ -132,12 +133,12 @@ class StreamSink:
         """The peer takes so many bytes of what waits."""
         self.body, self.waiting = self.body + self.waiting[:size], self.waiting[size:]
         if not self.waiting:
-            asyncio.get_running_loop().call_soon(self._writable)
+            asyncio.get_running_loop().call_soon(self._writable)  # and only then: nothing had to wait before
 
     def drain(self) -> None:
         """The peer reads again."""
         self.stalled = False
-        self._pass_on()
+        self.take(len(self.waiting))
         if self.ended:
             self.lose(1000)
 
@@ -146,9 +147,6 @@ class StreamSink:
         stream, self.stream = self.stream, None
         if stream is not None:
             stream.lost(code, reason)
-
-    def _pass_on(self) -> None:
-        self.take(len(self.waiting))
 
     def _writable(self) -> None:
         if self.stream is not None and not self.waiting and not self.ended:

@@ -97,6 +97,7 @@ def client_context() -> ssl.SSLContext:
 @contextlib.asynccontextmanager
 async def _under_uvicorn(hub: Hub[Any], app: Any, prefix: str, secure: bool) -> AsyncGenerator[Served]:
     """uvicorn as it comes, with websockets' Sans-I/O protocol."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
     transports: set[asyncio.BaseTransport] = set()
@@ -110,8 +111,18 @@ async def _under_uvicorn(hub: Hub[Any], app: Any, prefix: str, secure: bool) -> 
             transports.discard(self.transport)
             super().connection_lost(exc)
 
+    class HttpProtocol(H11Protocol):
+        # An upgrade hands the transport on to the other class.
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            transports.add(transport)
+            super().connection_made(transport)  # type: ignore[arg-type]
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            transports.discard(self.transport)
+            super().connection_lost(exc)
+
     options: dict[str, Any] = {"ssl_certfile": str(CERTIFICATE)} if secure else {}
-    async with serve_asgi(app, ws=Protocol, http="h11", lifespan="on", **options) as port:
+    async with serve_asgi(app, ws=Protocol, http=HttpProtocol, lifespan="on", **options) as port:
         yield Served(hub, port, prefix, secure, lambda: list(transports))
 
 

@@ -66,7 +66,11 @@ class Session(Units):
         fields = {**self.headers, "RT-Session": self.session, "RT-Seq": str(seq), **headers}
         data = body.encode() if isinstance(body, str) else body
         await self._up.send(request("POST", f"{self.prefix}/{endpoint}", headers=fields, body=data))
-        return await self._up.response()
+        response = await self._up.response()
+        if response.headers.get("connection", "").lower() == "close":
+            self._up.close()
+            self._up = None
+        return response
 
     async def say(self, message: str | bytes) -> None:
         data = message.encode() if isinstance(message, str) else message

@@ -80,6 +80,7 @@ class WebClient(RawClient):
     """One session over plain HTTP, unit by unit.
 
     :param hubs: that take its requests in turn; the first takes the one that opens.
+    :ivar down: the host's end of its stream.
     :ivar answers: status of each request but polls, in the order of their answers.
     """
 
@@ -101,7 +102,8 @@ class WebClient(RawClient):
         self.rt = rt
         self.pongs = pongs
         self.headers = dict(headers or {})
-        self.pipe = FakeStream()
+        self.down = FakeStream()
+        self.pipe = self.down
         self.last_id = 0
         self._read = 0
         self._units: list[Unit] = []
@@ -138,7 +140,7 @@ class WebClient(RawClient):
             found = await found
         self.status = found.status
         if isinstance(found, Streaming):
-            self.pipe.stream = found.start(self.pipe)
+            self.down.stream = found.start(self.down)
         elif self.kind == "poll" and found.status == 200:
             self._take(found)
             self._spawn(self._poll())
@@ -176,6 +178,8 @@ class WebClient(RawClient):
         body = json.loads(response.body)
         self.ack = body["batch"]
         self.pipe.frames += [json.dumps(unit).encode() for unit in body["replies"]]
+        if any("disconnect" in unit.get("push", {}) for unit in body["replies"]):
+            self.polling = False
 
     async def delete(self) -> Response:
         """A goodbye."""

@@ -16,6 +16,7 @@ from rtkit.brokers import Broker
 from rtkit.primitives import Rate
 from rtkit.testing.clock import ManualClock
 from tests.support.hosts import HOSTS, Host, Served, client_context
+from tests.support.rawsession import PollSession, StreamSession
 from tests.support.rawsocket import Peer, RawSocket
 from tests.transport.cable import Cable
 
@@ -80,7 +81,7 @@ class Site:
         self._stack = stack
         self._served: Served | None = None
         self._port = 0
-        self._sockets: list[RawSocket] = []
+        self._sockets: list[RawSocket | StreamSession | PollSession] = []
 
     def build(self, **options: Any) -> Hub[Any]:
         """Another hub than the usual one; the options of :func:`make_hub`."""
@@ -137,6 +138,26 @@ class Site:
             await peer.join(room)
         return peer
 
+    async def session(
+        self, kind: str, user: str, *rooms: str, rt: bool = True, **options: Any
+    ) -> StreamSession | PollSession:
+        """A client over plain HTTP that is connected and in these rooms.
+
+        :param kind: ``sse`` or ``poll``.
+        """
+        session = self.nobody(kind, **options)
+        await session.connect_as(user, rt=rt)
+        for room in rooms:
+            await session.join(room)
+        return session
+
+    def nobody(self, kind: str, **options: Any) -> StreamSession | PollSession:
+        """A client over plain HTTP that has not said anything."""
+        found = {"sse": StreamSession, "poll": PollSession}[kind](self._port, self.served.prefix, **options)
+        assert isinstance(found, StreamSession | PollSession)
+        self._sockets.append(found)
+        return found
+
     async def request(self, path: str, **options: Any) -> Any:
         """The answer to one plain request, on a connection of its own."""
         return await (await self.socket()).get(path, **options)
@@ -178,6 +199,13 @@ class Site:
             return found
 
         try:
+            await until(lambda: "transports" not in left())
+            # A poll that does not come is waited for 10 s, and a session that was cut off for 20. A connection that
+            # was not seen to end would be found out by its heartbeat, after 35.
+            for _ in range(31):
+                if left():
+                    await asyncio.sleep(0)
+                    await self.clock.advance(1)
             await until(lambda: not left())
         except TimeoutError:
             raise AssertionError(f"left: {left()}") from None

@@ -52,6 +52,7 @@ export type Position = {
     offset: number;
 };
 export type State = "idle" | "connecting" | "connected" | "waiting" | "closed";
+export type Transport = "websocket" | "sse" | "poll";
 export type GapReason = "trimmed" | "epoch" | "rollback" | "dropped";
 export type Joined = {
     /**
@@ -226,6 +227,14 @@ export type ConnectOptions = {
      */
     maxOfflineBytes?: number;
     /**
+     * What may be used, the best first; without it all three, WebSocket first.
+     */
+    transports?: Transport[];
+    /**
+     * The order is for who sends little: SSE first.
+     */
+    receiveOnly?: boolean;
+    /**
      * The class to use.
      */
     WebSocket?: any;
@@ -238,7 +247,7 @@ export type ConnectOptions = {
      */
     random?: () => number;
     /**
-     * For tests: what has `addEventListener`, `document` and `navigator`.
+     * For tests: what has `addEventListener`, `document`, `navigator`, `fetch` and `localStorage`.
      */
     page?: any;
 };
@@ -247,6 +256,7 @@ export type ConnectOptions = {
  * @typedef {{ epoch: string, offset: number }} Position
  */
 /** @typedef {"idle" | "connecting" | "connected" | "waiting" | "closed"} State */
+/** @typedef {"websocket" | "sse" | "poll"} Transport */
 /**
  * Why something is missing. `trimmed`: history does not reach back that far. `epoch`: the stream was replaced by
  * a new one. `rollback`: the server lost what it had acknowledged. `dropped`: messages of a room without history
@@ -332,10 +342,12 @@ export type ConnectOptions = {
  * @property {number} [resendWithin] After its first writing a command may be written again (150 s).
  * @property {number} [maxOffline] Commands that may wait for an answer (1000).
  * @property {number} [maxOfflineBytes] And their payloads (8 MiB).
+ * @property {Transport[]} [transports] What may be used, the best first; without it all three, WebSocket first.
+ * @property {boolean} [receiveOnly] The order is for who sends little: SSE first.
  * @property {any} [WebSocket] The class to use.
  * @property {Clock} [clock] For tests.
  * @property {() => number} [random] From 0 to 1, for tests.
- * @property {any} [page] For tests: what has `addEventListener`, `document` and `navigator`.
+ * @property {any} [page] For tests: what has `addEventListener`, `document`, `navigator`, `fetch` and `localStorage`.
  */
 /** A message of a room. @template [D=any] @template {string} [E=string] */
 export declare class Message<D = any, E extends string = string> {
@@ -469,7 +481,7 @@ export type Sending = {
      * Written on the connection that lives now, and not answered.
      */
     flying: boolean;
-    firstWritten: number | null;
+    since: number | null;
     /**
      * A connection was lost while it was in flight.
      */
@@ -518,6 +530,8 @@ export declare class Client {
      * @returns {string}
      */
     get lastFailure(): string;
+    /** What it is connected by now; null while it is not. @returns {Transport | null} */
+    get transport(): Transport | null;
     /** Commands without an answer yet. @returns {number} */
     get pending(): number;
     /**

@@ -157,10 +157,9 @@
  * @property {Transport[]} [transports] What may be used, the best first; without it all three, WebSocket first.
  * @property {boolean} [receiveOnly] The order is for who sends little: SSE first.
  * @property {any} [WebSocket] The class to use.
- * @property {any} [fetch] The function to use.
  * @property {Clock} [clock] For tests.
  * @property {() => number} [random] From 0 to 1, for tests.
- * @property {any} [page] For tests: what has `addEventListener`, `document` and `navigator`.
+ * @property {any} [page] For tests: what has `addEventListener`, `document`, `navigator`, `fetch` and `localStorage`.
  */
 
 /** A message of a room. @template [D=any] @template {string} [E=string] */
@@ -205,7 +204,7 @@ export class Gap {
   }
 
   toString() {
-    return `gap (${this.reason}): ${this.from}-${this.to} ${this.epoch}`;
+    return `gap (${this.reason}): ${this.from} < offset <= ${this.to} in epoch ${this.epoch || "-"}`;
   }
 }
 
@@ -283,7 +282,7 @@ export class Unsubscribed extends RtkitError {
 
   /** @param {number} code @param {string} reason */
   constructor(code, reason) {
-    super(`taken out of the room: ${reason} (code ${code})`);
+    super(`taken out: ${reason} (code ${code})`);
     this.code = code;
     this.reason = reason;
   }
@@ -295,7 +294,7 @@ export class ConnectionClosed extends RtkitError {
 
   /** @param {number} code @param {string} reason @param {unknown} [cause] */
   constructor(code, reason, cause) {
-    super(`closed with code ${code}: ${reason}`, { cause });
+    super(`closed: ${reason} (code ${code})`, { cause });
     this.code = code;
     this.reason = reason;
   }
@@ -396,7 +395,7 @@ function encode(value) {
   if (text === undefined) throw new InvalidMessage(`no JSON: ${typeof value}`);
   // stringify writes a lone surrogate as an escape, and nothing else that way. The server would close for it.
   if (/(?:^|[^\\])(?:\\\\)*\\ud[89a-f]/.test(text)) {
-    throw new InvalidMessage("no UTF-8: a lone surrogate");
+    throw new InvalidMessage("a lone surrogate");
   }
   return text;
 }
@@ -461,7 +460,7 @@ function reportFault(error) {
 /** Listeners by event name. */
 class Emitter {
   /** Each in a function of its own, so that one function can be put on twice. @type {Map<string, Set<Function>>} */
-  #listeners = new Map();
+  listeners = new Map();
 
   /**
    * @param {string} name
@@ -470,11 +469,11 @@ class Emitter {
    */
   on(name, listener) {
     check(typeof listener === "function", "a listener is a function", typeof listener);
-    const found = this.#listeners.get(name) ?? new Set();
+    const found = this.listeners.get(name) ?? new Set();
     const entry = (/** @type {any[]} */ ...args) => listener(...args);
-    this.#listeners.set(name, found.add(entry));
+    this.listeners.set(name, found.add(entry));
     return () => {
-      if (found.delete(entry) && !found.size) this.#listeners.delete(name);
+      if (found.delete(entry) && !found.size) this.listeners.delete(name);
     };
   }
 
@@ -484,7 +483,7 @@ class Emitter {
    * @returns {boolean} Whether anybody listened.
    */
   emit(name, ...args) {
-    const found = this.#listeners.get(name);
+    const found = this.listeners.get(name);
     for (const entry of [...(found ?? [])]) {
       if (!found?.has(entry)) continue; // taken away by an earlier one
       try {
@@ -494,10 +493,6 @@ class Emitter {
       }
     }
     return found !== undefined;
-  }
-
-  names() {
-    return this.#listeners.keys();
   }
 }
 
@@ -652,10 +647,6 @@ const isExpired = ({ code }) => code === TOKEN_EXPIRED || code === EXPIRED;
 const windowOf = ({ retryAfter }) =>
   retryAfter === null ? null : /** @type {[number, number]} */ ([retryAfter, retryAfter * 1.5]);
 
-/** @param {string} reason @param {GapReason} other @returns {GapReason} */
-const gapReason = (reason, other) =>
-  ["trimmed", "epoch", "rollback", "dropped"].includes(reason) ? /** @type {GapReason} */ (reason) : other;
-
 /**
  * A message as the application gets it.
  * @param {ReturnType<typeof publication>} from
@@ -686,7 +677,7 @@ class Membership {
   /** The application holds it; else the server put us in, and it gathers until somebody comes. */
   bound = false;
   /** The server puts us in by itself when we connect. */
-  serverSide = false;
+  server = false;
   /** Everything the server pushes counts while "in" only. @type {"out" | "asked" | "in" | "ended"} */
   phase = "out";
   /** Up to here everything was queued, or told as a gap. @type {Position | null} */
@@ -704,7 +695,7 @@ class Membership {
   joins = 0;
   /** Why it ended. @type {Error | null} */
   error = null;
-  disturbedAt = -Infinity;
+  began = -Infinity;
   retryAt = Infinity;
   iterators = 0;
   /** Who waits for a change. @type {Set<() => void>} */
@@ -843,7 +834,7 @@ class Membership {
   toldGap(body) {
     if (!this.#listens) return undefined;
     const { at } = this;
-    const reason = gapReason(body.reason, at ? "trimmed" : "dropped");
+    const reason = /** @type {GapReason} */ (body.reason || (at ? "trimmed" : "dropped"));
     let { from } = body;
     if (!at) {
       this.#put(new Gap(from, body.to, body.epoch, reason));
@@ -869,7 +860,7 @@ class Membership {
    * @param {number} offset
    * @returns {"join" | "rejoin" | undefined}
    */
-  toldPosition(epoch, offset) {
+  told(epoch, offset) {
     const { at } = this;
     if (!this.#listens || !at) return undefined;
     // Ahead: we miss something. Behind: what comes next would pass for what we have.
@@ -890,7 +881,7 @@ class Membership {
   }
 
   /** The connection is gone, or the room is left to be joined again. */
-  stepOut() {
+  reset() {
     if (this.phase !== "ended") this.phase = "out";
     this.#deaf = false;
     this.retryAt = Infinity;
@@ -898,8 +889,8 @@ class Membership {
 
   /** How long to stay out after an interruption. @param {number} now */
   delay(now) {
-    const calm = now - this.disturbedAt >= PEACE;
-    this.disturbedAt = now;
+    const calm = now - this.began >= PEACE;
+    this.began = now;
     if (!calm) return this.backoff.next();
     this.backoff.reset();
     return 0;
@@ -921,7 +912,7 @@ class Membership {
 
   /** Somebody takes what comes, at once. */
   get heard() {
-    return [...this.events.names()].some(takesMessages);
+    return [...this.events.listeners.keys()].some(takesMessages);
   }
 
   get #full() {
@@ -1029,7 +1020,7 @@ function gapOfJoin({ gap, epoch }, before, end) {
   const stayed = before.epoch === epoch;
   if (stayed && end < before.offset) return new Gap(end, end, epoch, "rollback");
   const start = stayed ? before.offset : gap ? gap.from : 0;
-  return new Gap(Math.min(start, end), end, epoch, gapReason(gap?.reason ?? "", stayed ? "trimmed" : "epoch"));
+  return new Gap(Math.min(start, end), end, epoch, /** @type {GapReason} */ (gap?.reason || (stayed ? "trimmed" : "epoch")));
 }
 
 // -- the engine: connects, stays connected, comes back; and everything that happens on the way -----------------------
@@ -1043,19 +1034,16 @@ function gapOfJoin({ gap, epoch }, before, end) {
  * @property {boolean} keyed Safe to write again, and of effect.
  * @property {number} size Of its payload.
  * @property {boolean} flying Written on the connection that lives now, and not answered.
- * @property {number | null} firstWritten
+ * @property {number | null} since
  * @property {boolean} lost A connection was lost while it was in flight.
  * @property {(error: unknown, reply?: any) => void} settle Only the first call counts.
  */
-
-/** @param {Sending} sending */
-const mayBeTaken = (sending) => sending.firstWritten !== null && sending.keyed;
 
 /** @param {unknown} [cause] */
 const unknown = (cause) => new PublishUnknown("sent, but not answered", { cause });
 
 /** It is over: with this error only if it certainly was not done. @param {Sending} sending @param {Error} error */
-const giveUp = (sending, error) => sending.settle(mayBeTaken(sending) ? unknown(error) : error);
+const giveUp = (sending, error) => sending.settle(sending.since !== null && sending.keyed ? unknown(error) : error);
 
 /** @param {string} channel */
 const leftError = (channel) => new NotRunning(`room ${quoted(channel)} was left`);
@@ -1081,19 +1069,23 @@ class Link {
   /** @type {Map<string, string>} */
   signals = new Map();
   /** What the server said before it closes. @type {Ending | null} */
-  farewell = null;
+  closed = null;
   /** Where `connect` said that we stand, in rooms of the server's. @type {Map<string, Position | null>} */
   asked = new Map();
   /** The server is rtkit's own: it knows keys, signals and goodbyes. */
   rt = false;
   pong = false;
   ping = 0;
-  heardAt = 0;
+  /** When anything was; negative for never. */
+  heardAt = -1;
   probeBy = Infinity;
-  heldUntil = -Infinity;
+  until = -Infinity;
   refreshAt = Infinity;
-  maxUnit = Infinity;
-  maxMessage = Infinity;
+  refreshing = false;
+  unit = Infinity;
+  most = Infinity;
+  /** Bytes of a unit that goes in chunks. */
+  large = Infinity;
   /** @type {ReturnType<typeof makeBucket> | null} */
   bucket = null;
 }
@@ -1180,7 +1172,6 @@ class Engine {
       receiveOnly = false,
       transports = ["websocket", "sse", "poll"],
       WebSocket = globalThis.WebSocket,
-      fetch = globalThis.fetch,
       clock = systemClock,
       random = Math.random,
       page = globalThis,
@@ -1200,7 +1191,7 @@ class Engine {
     } catch {} // there is none, or this page may not know
     const mute = transports[1] ? MUTE : Infinity;
     const way = /** @type {Transport} */ ("websocket");
-    this.#choice = { way, plain, mute, url: endpoint(url), transports, receiveOnly, WebSocket, fetch, clock, page };
+    this.#choice = { way, plain, mute, url: endpoint(url), transports, receiveOnly, WebSocket, clock, page };
     this.#clock = clock;
     this.#random = random;
     this.#page = page;
@@ -1244,7 +1235,7 @@ class Engine {
 
   close() {
     this.#bye();
-    this.#finish({ code: NORMAL, reason: "closed by this client" }, true);
+    this.#finish({ code: NORMAL, reason: "closed" }, true);
   }
 
   /** Our session shall not be kept. */
@@ -1273,41 +1264,37 @@ class Engine {
 
   async #connect() {
     const attempt = ++this.#attempt;
-    this.#dueAt = Infinity;
-    this.#set("connecting");
-    let token = "";
-    try {
-      token = await this.#getToken();
-    } catch (cause) {
-      if (attempt === this.#attempt) this.#noToken(cause);
-      return;
-    }
-    if (attempt !== this.#attempt) return;
-    const link = (this.#link = new Link());
+    const choice = this.#choice;
     /** @param {(event: any) => void} handle */
     const whileMine = (handle) => (/** @type {any} */ event) => {
-      if (link === this.#link) handle(event);
+      if (attempt === this.#attempt) handle(event);
     };
-    const choice = this.#choice;
+    /** @type {any} */ let token;
     /** @type {any} */ let http;
-    /** @type {any} */ let socket;
-    this.#openWithin();
+    this.#dueAt = Infinity;
+    this.#set("connecting");
     try {
+      token = await this.#getToken();
+      if (attempt !== this.#attempt) return;
+      const link = (this.#link = new Link());
+      this.#openWithin();
       http = choice.plain || (await import("./http.js"));
-      if (link !== this.#link) return;
-      socket = link.socket = http === true ? new choice.WebSocket(choice.url) : http.open(choice);
+      if (attempt !== this.#attempt) return;
+      const socket = (link.socket = http === true ? new choice.WebSocket(choice.url) : http.open(choice));
+      this.#openWithin();
+      socket.onopen = whileMine(() => this.#introduce(link, token));
+      socket.onmessage = whileMine((event) => this.#received(link, event.data));
+      socket.onerror = () => {}; // told again by onclose; to WebSockets other than browsers' nobody listening is a fault
+      socket.onclose = whileMine(({ code, reason, window }) => {
+        this.#ended({ code, reason, window, terminal: isTerminal(code) });
+      });
     } catch (cause) {
-      // What is there and cannot be opened will never be.
-      whileMine(() => this.#ended({ code: LOST, reason: `${cause}`, terminal: !!http, cause }))(0);
-      return;
+      whileMine(() => {
+        if (token === undefined) this.#noToken(cause);
+        // What is there and cannot be opened will never be.
+        else this.#ended({ code: LOST, reason: `${cause}`, terminal: !!http, cause });
+      })(0);
     }
-    socket.onopen = whileMine(() => this.#introduce(link, token));
-    socket.onmessage = whileMine((event) => this.#received(link, event.data));
-    socket.onerror = () => {}; // told again by onclose; to WebSockets other than browsers' nobody listening is a fault
-    socket.onclose = whileMine(({ code, reason, window }) => {
-      this.#ended({ code, reason, window, terminal: isTerminal(code) });
-    });
-    this.#openWithin();
   }
 
   #openWithin() {
@@ -1320,7 +1307,7 @@ class Engine {
     const token = this.#token;
     const found = typeof token === "function" ? await token() : (token ?? "");
     if (typeof found === "string") return found;
-    throw new ConnectionClosed(BAD_TOKEN, "the token is no string");
+    throw new ConnectionClosed(BAD_TOKEN, "no string");
   }
 
   /** @param {unknown} cause */
@@ -1334,7 +1321,7 @@ class Engine {
   /** The pipe is open. @param {Link} link @param {string} token */
   #introduce(link, token) {
     for (const room of this.#rooms.values()) {
-      if (room.serverSide && !room.forgotten) link.asked.set(room.channel, room.at);
+      if (room.server && !room.forgotten) link.asked.set(room.channel, room.at);
     }
     const subs = [...link.asked].map(([channel, at]) => [channel, at ? standing(at) : {}]);
     const body = {
@@ -1364,10 +1351,10 @@ class Engine {
     this.#resume = text(rt?.resume);
     link.ping = count(result.ping);
     link.pong = flag(result.pong);
-    link.maxUnit = count(limits.unit) || Infinity;
-    link.maxMessage = count(limits.message) || Infinity;
-    Object.assign(link.socket, { session: text(result.session), most: link.maxUnit });
-    if (rate > 0 && burst > 0) {
+    link.unit = count(limits.unit) || Infinity;
+    link.most = count(limits.message) || Infinity;
+    link.large = count(limits.large) || link.unit;
+    if (rate > 0) {
       link.bucket = makeBucket(rate * SHARE, burst * SHARE, now);
       link.bucket(now, true); // the connect command itself
     }
@@ -1396,14 +1383,11 @@ class Engine {
 
   /** `connect` was answered with an error. @param {CallError} error */
   #refused(error) {
-    let code = BAD_TOKEN + (CLOSE_CODES[error.code] ?? 3);
-    let terminal = !error.temporary;
-    let atOnce = false;
-    if (isExpired(error) && typeof this.#token === "function") {
-      atOnce = !this.#renewed;
-      this.#renewed = true;
-      terminal = false;
-    } else if (!terminal) code = LOST;
+    const again = isExpired(error) && typeof this.#token === "function";
+    const terminal = !error.temporary && !again;
+    const code = terminal ? BAD_TOKEN + (CLOSE_CODES[error.code] ?? 3) : LOST;
+    const atOnce = again && !this.#renewed;
+    this.#renewed ||= again;
     this.#ended({ code, reason: error.message, terminal, atOnce, window: windowOf(error), cause: error });
   }
 
@@ -1416,7 +1400,7 @@ class Engine {
   #ended(ending) {
     const link = this.#link;
     // What the server said before it closes counts more than how the pipe ended.
-    if (link?.farewell && !ending.terminal) ending = link.farewell;
+    if (link?.closed && !ending.terminal) ending = link.closed;
     const now = this.#now();
     this.#attempt += 1;
     this.#openBy = Infinity;
@@ -1437,7 +1421,7 @@ class Engine {
     else {
       if (link && ending.code < SAID) {
         // Mute, or cut too soon, and nobody said why.
-        this.#cuts = !link.heardAt ? CUTS : link.online && now - link.began < CUT ? this.#cuts + 1 : 0;
+        this.#cuts = link.heardAt < 0 ? CUTS : link.online && now - link.began < CUT ? this.#cuts + 1 : 0;
         if (this.#cuts >= CUTS && this.#choice.transports[1]) {
           this.#fallBack(ending);
           return;
@@ -1470,7 +1454,7 @@ class Engine {
     if (!link) return;
     this.#link = null;
     link.socket?.close(code);
-    for (const room of this.#rooms.values()) room.stepOut();
+    for (const room of this.#rooms.values()) room.reset();
     for (const answered of [...link.answers.values(), ...link.asks.map((ask) => ask.answered)]) answered(null, null);
     this.#expire();
   }
@@ -1482,13 +1466,12 @@ class Engine {
     link.heardAt = this.#now();
     link.probeBy = Infinity;
     try {
-      if (typeof frame !== "string") bad("text");
       for (const line of frame.split("\n")) {
         if (link !== this.#link) return; // closed by a listener, or by what was said
-        if (line.trim()) this.#unit(link, object(JSON.parse(line)) ?? bad("object"));
+        if (line.trim()) this.#unit(link, object(JSON.parse(line)));
       }
     } catch (cause) {
-      if (link === this.#link) this.#lost(`cannot take what the server sent: ${cause}`);
+      if (link === this.#link) this.#lost(`cannot take it: ${cause}`);
     }
   }
 
@@ -1500,7 +1483,7 @@ class Engine {
     else if (id) {
       const error = callError(unit.error);
       if (error?.code === TOO_MANY_REQUESTS) {
-        link.heldUntil = Math.max(link.heldUntil, this.#now() + (error.retryAfter ?? 1));
+        link.until = Math.max(link.until, this.#now() + (error.retryAfter ?? 1));
         this.#flushSoon();
       }
       const answered = link.answers.get(id);
@@ -1514,12 +1497,21 @@ class Engine {
     const [disconnect, message, refresh] = [push.disconnect, push.message, push.refresh].map(object);
     if (disconnect) {
       const code = count(disconnect.code);
-      const window = windowBody(disconnect.rt);
-      link.farewell = { code, reason: text(disconnect.reason), terminal: isTerminal(code), window };
-    } else if (message) this.events.emit("message", splitEvent(message.data ?? null));
+      const rt = object(disconnect.rt);
+      const low = Math.max(0, number(rt?.min));
+      const window = rt && [low, Math.max(low, number(rt.max))];
+      link.closed = { code, reason: text(disconnect.reason), terminal: isTerminal(code), window };
+    } else if (push.chunk) this.#large(link, push.chunk);
+    else if (message) this.events.emit("message", splitEvent(message.data ?? null));
     else if (refresh) {
       if (flag(refresh.expires)) this.#scheduleRefresh(link, count(refresh.ttl));
     } else this.#pushedToRoom(push);
+  }
+
+  /** What is too large to go whole (T8): a unit of ours, or a piece of theirs. @param {Link} link @param {any} it */
+  async #large(link, it) {
+    const { large } = await import("./chunks.js");
+    if (link === this.#link) large(link, it, (unit) => this.#received(link, unit));
   }
 
   /** @param {any} push */
@@ -1531,7 +1523,7 @@ class Engine {
     if (!room) return; // just left
     if (pub) this.#act(room, room.published(publication(pub)));
     else if (gap) this.#act(room, room.toldGap(gapBody(gap)));
-    else if (position) this.#act(room, room.toldPosition(epoch(position.epoch), count(position.offset)));
+    else if (position) this.#act(room, room.told(epoch(position.epoch), count(position.offset)));
     else if (out) this.#act(room, room.unsubscribed(count(out.code), text(out.reason)));
     else if (signal && room.phase === "in") {
       const { event, data = null, user } = signal;
@@ -1547,12 +1539,12 @@ class Engine {
     const { since = null, rewind = 0, data, echo = true, raw = false, maxQueue = 1024 } = options;
     this.refuse();
     const fits = isName(channel) && !/[\u0000-\u001f\u007f]/.test(channel);
-    check(fits, "a name has 1 to 255 bytes, none of control", channel);
+    check(fits, "a name has 1 to 255 bytes, no controls", channel);
     const at = checkedPosition(since);
     check(isCount(rewind) && !(at && rewind), "rewind is a count; pass it or since");
     check(maxQueue >= 1, "maxQueue is at least 1", maxQueue);
     const found = this.#rooms.get(channel);
-    check(!found?.bound, `room ${quoted(channel)} is joined already`);
+    check(!found?.bound, `${quoted(channel)} is joined already`);
     const room = found ?? new Membership(this, channel, this.#newBackoff());
     Object.assign(room, { bound: true, data: copied(data), echo, raw, limit: maxQueue });
     if (!found) {
@@ -1607,7 +1599,7 @@ class Engine {
   #putIn(channel, result) {
     const room = this.#rooms.get(channel) ?? new Membership(this, channel, this.#newBackoff());
     this.#rooms.set(channel, room);
-    room.serverSide = true;
+    room.server = true;
     this.#act(room, room.adopt(result, this.#link?.asked.get(channel)));
     return room;
   }
@@ -1626,7 +1618,7 @@ class Engine {
 
   /** @param {Membership} room @param {number} when */
   #joinAt(room, when) {
-    room.stepOut();
+    room.reset();
     room.retryAt = when;
     this.#arm();
   }
@@ -1649,8 +1641,8 @@ class Engine {
         room.forgotten = true;
         this.#subscribe(room);
       } else if (error.temporary) {
-        room.disturbedAt = this.#now();
-        this.#joinAt(room, room.disturbedAt + room.backoff.next(windowOf(error)));
+        room.began = this.#now();
+        this.#joinAt(room, room.began + room.backoff.next(windowOf(error)));
       } else this.drop(room, error);
       room.deliver();
     });
@@ -1674,7 +1666,7 @@ class Engine {
       const size = byteLength(payload);
       const { maxOffline, maxOfflineBytes } = this.#limits;
       if (this.commands.size >= maxOffline || (this.commands.size && this.#commandBytes + size > maxOfflineBytes)) {
-        throw new QueueFull(`${this.commands.size} commands wait already`);
+        throw new QueueFull("too many commands wait");
       }
       /** @type {any} */ let timer;
       const abort = () => sending.settle(signal?.reason);
@@ -1686,7 +1678,7 @@ class Engine {
         keyed: body.key !== undefined,
         size,
         flying: false,
-        firstWritten: null,
+        since: null,
         lost: false,
         settle: (error, reply) => {
           if (!this.commands.delete(sending)) return;
@@ -1701,7 +1693,7 @@ class Engine {
       this.#commandBytes += size;
       signal?.addEventListener("abort", abort);
       if (timeout !== undefined) {
-        const late = () => giveUp(sending, new TimeoutError(`withdrawn after ${timeout} s`));
+        const late = () => giveUp(sending, new TimeoutError("withdrawn"));
         timer = this.#clock.setTimeout(late, timeout);
       }
       this.#flushSoon();
@@ -1718,7 +1710,7 @@ class Engine {
   #expire() {
     const limit = this.#now() - this.#limits.resendWithin + HAIR;
     for (const sending of this.commands) {
-      if (!sending.flying && sending.keyed && (sending.firstWritten ?? Infinity) <= limit) {
+      if (!sending.flying && sending.keyed && (sending.since ?? Infinity) <= limit) {
         sending.settle(unknown());
       }
     }
@@ -1786,13 +1778,16 @@ class Engine {
     let size = 0;
     for (let unit; (unit = this.#nextUnit(link));) {
       const more = byteLength(unit) + 1;
-      if (frame && size + more > Math.min(FRAME, link.maxUnit)) {
-        link.socket.send(frame);
-        frame = "";
-        size = 0;
+      if (more > link.unit) this.#large(link, unit);
+      else {
+        if (frame && size + more > Math.min(FRAME, link.unit)) {
+          link.socket.send(frame);
+          frame = "";
+          size = 0;
+        }
+        frame += frame ? `\n${unit}` : unit;
+        size += more;
       }
-      frame += frame ? `\n${unit}` : unit;
-      size += more;
     }
     if (frame) link.socket.send(frame);
   }
@@ -1804,7 +1799,7 @@ class Engine {
     const [signal] = link.signals;
     if (!ask && !sending && !signal) return "";
     const now = this.#now();
-    const wait = link.heldUntil > now ? link.heldUntil - now : (link.bucket?.(now) ?? 0);
+    const wait = link.until > now ? link.until - now : (link.bucket?.(now) ?? 0);
     if (wait) {
       this.#arm(now + wait);
       return "";
@@ -1815,7 +1810,7 @@ class Engine {
     }
     if (sending) {
       sending.flying = true;
-      sending.firstWritten ??= now;
+      sending.since ??= now;
       return this.#written(link, sending.method, sending.json, (...answer) => this.#replied(link, sending, ...answer));
     }
     link.signals.delete(signal[0]);
@@ -1823,12 +1818,12 @@ class Engine {
   }
 
   /** The next command that is within the server's limits; the others are told that they are not. @param {Link} link */
-  #nextSending({ maxUnit, maxMessage }) {
+  #nextSending({ most, large }) {
     for (const sending of this.commands) {
       const { method, json, size, lane, flying } = sending;
       if (flying || (lane && this.#rooms.get(lane)?.phase !== "in")) continue;
       // Around the body stand an id and the method.
-      if (byteLength(json) + 40 <= maxUnit && (method !== "publish" || size <= maxMessage)) return sending;
+      if (byteLength(json) + 40 <= large && (method !== "publish" || size <= most)) return sending;
       giveUp(sending, new InvalidMessage(`${size} bytes are too many`));
     }
     return undefined;
@@ -1842,7 +1837,7 @@ class Engine {
     if (reply && error?.code !== TOO_MANY_REQUESTS) sending.settle(error, error ? null : reply);
     else if (reply) {
       // Not taken: it waits again where it stood.
-      if (!sending.lost) sending.firstWritten = null;
+      if (!sending.lost) sending.since = null;
       if (gone) giveUp(sending, leftError(lane));
     } else {
       sending.lost = true;
@@ -1863,23 +1858,31 @@ class Engine {
     this.#arm();
   }
 
-  /** Without success the identity expires: the server closes the connection, and the next one has a new token. */
-  async #refresh(/** @type {Link} */ link) {
+  /** @param {Link} link */
+  async #refresh(link) {
     link.refreshAt = Infinity;
-    /** @param {unknown} cause */
-    const failed = (cause) => {
-      if (link === this.#link) this.tell(new RtkitError(`not renewed: ${cause}`, { cause }));
+    if (link.refreshing) return;
+    link.refreshing = true;
+    /** @param {unknown} cause @param {boolean} again @param {CallError} [error] */
+    const failed = (cause, again, error) => {
+      if (link !== this.#link) return;
+      // Given up, the identity expires: the server closes the connection, and the next one finds out.
+      if (again) link.refreshAt = this.#now() + (error?.retryAfter ?? 1 + 2 * this.#random());
+      this.#arm();
+      this.tell(new RtkitError(`not renewed: ${cause}`, { cause }));
     };
     try {
       const token = await this.#getToken();
       if (link !== this.#link) return;
       this.#ask("refresh", { token }, (reply, error) => {
         const result = object(reply?.refresh);
-        if (error) failed(error);
+        if (error) failed(error, error.temporary || isExpired(error), error);
         else if (result && flag(result.expires)) this.#scheduleRefresh(link, count(result.ttl));
       });
     } catch (cause) {
-      failed(cause);
+      failed(cause, !(cause instanceof ConnectionClosed));
+    } finally {
+      link.refreshing = false;
     }
   }
 
@@ -1909,7 +1912,7 @@ class Engine {
     const late = now - this.#timerDue;
     this.#timerDue = Infinity;
     this.#expire();
-    if (this.#openBy <= now) this.#lost("the server did not answer");
+    if (this.#openBy <= now) this.#lost("no answer");
     else if (this.#dueAt <= now) this.#connect();
     const link = this.#link;
     if (link?.online) this.#checkSilence(link, now, late);
@@ -2015,16 +2018,8 @@ class Engine {
     this.#suspended = true;
     if (persisted === false) this.#bye();
     this.#clearTimer();
-    this.#lost("the page is hidden");
+    this.#lost("hidden");
   }
-}
-
-/** When to come back. @param {any} value @returns {[number, number] | null} */
-function windowBody(value) {
-  const body = object(value);
-  if (!body) return null;
-  const low = Math.max(0, number(body.min));
-  return [low, Math.max(low, number(body.max))];
 }
 
 // -- the face ---------------------------------------------------------------------------------------------------
@@ -2307,7 +2302,7 @@ export class Room {
    * @returns {Promise<any>} Its position; null in a room without history.
    */
   async publish(data, options = {}) {
-    if (data === undefined) throw new InvalidMessage("no JSON: undefined");
+    if (data === undefined) encode(data); // which says what is wrong with it
     return this.#publish(data, options);
   }
 
@@ -2376,7 +2371,7 @@ export class Room {
   }
 }
 
-const EITHER_OR = "listen to a room or iterate it, not both";
+const EITHER_OR = "listen or iterate, not both";
 
 /** @param {string} name */
 function named(name) {

@@ -67,9 +67,8 @@ let credentials = "include";
  * @property {string[]} transports
  * @property {boolean} receiveOnly
  * @property {any} WebSocket
- * @property {(url: URL, options: any) => Promise<any>} fetch
  * @property {Clock} clock
- * @property {any} page
+ * @property {any} page Has `fetch` and `localStorage`.
  * @property {boolean} plain A WebSocket will do, and this module is not needed to open it.
  * @property {string} way The one that is chosen.
  * @property {string} [kept] One that is not the first of them, and until when it is preferred, on the wall clock.
@@ -95,19 +94,19 @@ function beside(url, name, query) {
 
 /** What both transports have. */
 class Pipe {
-  /** Shown with every request; client.js finds it in the answer to `connect`. */
-  session = "";
-  /** Bytes the server takes in one request. */
-  most = BYTES;
   /** @type {() => void} */ onopen = () => {};
   /** @type {(event: { data: string }) => void} */ onmessage = () => {};
   /** @type {(event: { code: number, reason: string, window: [number, number] | null }) => void} */ onclose = () => {};
 
   over = false;
   #url;
-  #fetch;
+  #page;
   #clock;
   #begun = false;
+  /** Shown with every request. */
+  #session = "";
+  /** Bytes in one request, unless it is one unit. */
+  #most = BYTES;
   /** Units that wait to be sent. @type {string[]} */
   #units = [];
   #seq = 0;
@@ -118,9 +117,9 @@ class Pipe {
   #timers = new Set();
 
   /** @param {Choice} choice */
-  constructor({ url, fetch, clock }) {
+  constructor({ url, page, clock }) {
     this.#url = url;
-    this.#fetch = fetch;
+    this.#page = page;
     this.#clock = clock;
     queueMicrotask(() => this.over || this.onopen());
   }
@@ -142,7 +141,7 @@ class Pipe {
   close(code) {
     if (this.over) return;
     this.#stop();
-    if (code === GOODBYE && this.session) this.#ask("send", { method: "DELETE", keepalive: true }).catch(() => {});
+    if (code === GOODBYE && this.#session) this.#ask("send", { method: "DELETE", keepalive: true }).catch(() => {});
   }
 
   // What the transports are made of.
@@ -152,7 +151,21 @@ class Pipe {
 
   /** @param {string} frame Empty for a sign of life. */
   hear(frame) {
-    if (!this.over) this.onmessage({ data: frame });
+    if (this.over) return;
+    if (frame && !this.#session) this.#introduced(frame);
+    this.onmessage({ data: frame });
+  }
+
+  /** The answer to `connect` has the session. @param {string} frame */
+  #introduced(frame) {
+    try {
+      for (const line of frame.split("\n")) {
+        const { connect } = JSON.parse(line);
+        if (!connect) continue;
+        this.#session = String(connect.session ?? "");
+        this.#most = Math.min(BYTES, connect.rt?.limits?.unit || BYTES);
+      }
+    } catch {} // client.js says what is wrong with it
   }
 
   /** It is over, not by us. @param {string} reason @param {number} [code] @param {[number, number] | null} [window] */
@@ -199,11 +212,10 @@ class Pipe {
 
   /** @param {string} name @param {any} options @returns {Promise<any>} */
   async #ask(name, { query, headers, ...options }) {
-    const fetch = this.#fetch; // which must not be called as a method
-    if (this.session) headers = { ...headers, "RT-Session": this.session };
+    if (this.#session) headers = { ...headers, "RT-Session": this.#session };
     // `ready` is for everybody: asked for with cookies, another origin's could not be read.
     const more = name === "ready" ? {} : { credentials, redirect: "error", headers };
-    return fetch(beside(this.#url, name, query), { cache: "no-store", ...more, ...options });
+    return this.#page.fetch(beside(this.#url, name, query), { cache: "no-store", ...more, ...options });
   }
 
   /**
@@ -263,7 +275,7 @@ class Pipe {
    * @param {boolean} [mayBeCut] It takes long by nature, and something on the way may not like that.
    * @returns {Promise<string | null>} What the answer said; null when it is over.
    */
-  async insist(name, options, seconds, mayBeCut = false) {
+  async insist(name, options, seconds = PATIENCE, mayBeCut = false) {
     let giveUpAt = Infinity;
     let delay = DELAY;
     for (;;) {
@@ -272,12 +284,13 @@ class Pipe {
       if (this.over) return null;
       const { status, read } = answer ?? { status: 599 };
       if (status === 200 || status === 204) return read;
-      if (mayBeCut && !answer && this.now() - began > LONG && (await this.isReady())) {
+      const now = this.now();
+      const lasted = now - began;
+      if (mayBeCut && !answer && lasted > LONG && lasted < seconds - 1 && (await this.isReady())) {
         this.hear(""); // a sign of life
         giveUpAt = Infinity;
         delay = DELAY;
       }
-      const now = this.now();
       if (status === 429) giveUpAt = Infinity;
       else if (status < 500 || now >= giveUpAt) {
         this.end(status === 410 ? "the session is gone" : `the server answers ${name} with ${status}`);
@@ -300,7 +313,7 @@ class Pipe {
       let size = 0;
       for (let n = 0; n < UNITS && this.#units.length; n++) {
         size += utf8.encode(this.#units[0]).length + 1;
-        if (n && size > Math.min(BYTES, this.most)) break;
+        if (n && size > this.#most) break;
         body += (n ? "\n" : "") + this.#units.shift();
       }
       this.#seq += 1;
@@ -417,11 +430,11 @@ export function open(choice) {
  * @param {Choice} choice
  */
 export async function judge(ending, choice) {
-  const { url, fetch, clock } = choice;
+  const { url, page, clock } = choice;
   const control = new AbortController();
   const timer = clock.setTimeout(() => control.abort(), MUTE);
   try {
-    const answer = await fetch(beside(url, "ready"), { cache: "no-store", signal: control.signal });
+    const answer = await page.fetch(beside(url, "ready"), { cache: "no-store", signal: control.signal });
     if (answer.status === 503) ending.window = windowOf(answer);
     // Anything else is not the hub's: a portal that wants us to log in, a proxy in trouble.
     if (answer.status !== 204) return;

@@ -165,6 +165,7 @@ def _dialer(
     return FallbackDialer(
         kinds,
         ready=None,
+        patience=policy.open_timeout,
         hint="pip install 'rtkit[http]' to connect over HTTP where WebSockets do not get through",
         clock=clock,
     )

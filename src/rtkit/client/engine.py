@@ -295,6 +295,9 @@ class Engine:
             return units, math.inf
         self.expire(boot)
         again = min(self.rooms.due(now), self.next_expiry(now, boot))
+        if self._splitter is not None and not self.outbox.is_flying(self._splitter.cut.of):
+            # Refused, or nobody waits for it any more: what is there of it, the server forgets.
+            self._splitter = self._splitting = None
         size = 0
         while size < _FRAME:
             unit, when = self._next_unit(now, boot)
@@ -311,13 +314,9 @@ class Engine:
 
     def _next_chunk(self, now: float) -> tuple[bytes | None, float]:
         """One more piece of the large command under way, or when there will be one."""
-        splitter, sending = self._splitter, self._splitting
-        if splitter is None or sending is None:
+        splitter = self._splitter
+        if splitter is None:
             return None, math.inf
-        if not self.outbox.is_flying(splitter.cut.of):
-            # Refused, or nobody waits for it any more: what is there of it, the server forgets.
-            self._splitter = self._splitting = None
-            return None, now
         if self._volume is not None:
             size = min(slice_within(self._max_unit), len(splitter.cut.unit)) * 4 / 3
             if (wait := self._volume.wait(min(size, self._surge), now)) > 0:

@@ -89,7 +89,7 @@ class FallbackDialer:
     :param kinds: names and what opens them, in order.
     :param ready: asks whether the server is there; None where nothing can ask, and then there is no falling back.
     :param hint: what to do about that, for people.
-    :param patience: seconds a kind of pipe may say nothing.
+    :param patience: seconds a kind of pipe may say nothing; without *ready*, seconds it may take to be dialled.
     :param clock: measures.
     :raises ValueError: for no kinds.
     """
@@ -166,7 +166,8 @@ class FallbackDialer:
         dialer = self._kinds[0].dialer
         if isinstance(dialer, Opener):
             return await dialer.open(url, headers, hello)
-        wire = await dialer.dial(url, headers)
+        async with timeout(self._clock, self._patience):
+            wire = await dialer.dial(url, headers)
         try:
             await wire.send(hello)
         except WireClosed:

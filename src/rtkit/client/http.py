@@ -68,6 +68,10 @@ class Body(Protocol):
         """
         ...
 
+    async def aclose(self) -> None:
+        """Read no further; not while somebody reads. Idempotent."""
+        ...
+
 
 class Http(Protocol):
     """The exchanges of one pipe.

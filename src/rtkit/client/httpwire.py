@@ -39,8 +39,11 @@ LOST: Final = 1006
 ANSWER: Final = 10.0
 #: Seconds after its first sending in which a request is sent again.
 _PATIENCE: Final = 30.0
-#: What one request carries at the most: the server takes no more.
-_MAX_BODY: Final = 1024 * 1024
+#: Bytes a second that an answer may take longer for what is sent before it.
+_SLOWEST: Final = 16 * 1024
+#: What one request carries at the most. The server takes 64 units, and a mebibyte unless it was told otherwise; but
+#: what is sent again on a slow line should not be large.
+_MAX_BODY: Final = 256 * 1024
 _MAX_UNITS: Final = 64
 #: Bytes that may wait to go up, besides one frame.
 _MAX_WAITING: Final = 256 * 1024
@@ -82,6 +85,7 @@ class HttpWire:
         self._frames: deque[bytes] = deque()
         self._up: deque[bytes] = deque()
         self._up_size = 0
+        self._max_body = _MAX_BODY
         self._seq = 0
         self._poster: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -130,13 +134,15 @@ class HttpWire:
 
     async def _release(self) -> None:
         tasks = {task for task in (self._reader, self._poster) if task is not None}
-        for task in tasks:
-            task.cancel()
         try:
             if tasks:
                 await asyncio.wait(tasks)
+            await self._let_go()
         finally:
             await self._http.aclose()
+
+    async def _let_go(self) -> None:
+        """What else there is to be closed, once nothing reads any more."""
 
     # -- for those derived ---------------------------------------------------------------------------
 
@@ -189,7 +195,7 @@ class HttpWire:
             current = asyncio.current_task()
             for task in (self._reader, self._poster):
                 if task is not None and task is not current:
-                    task.cancel()
+                    task.cancel()  # once: a second time would disturb what it tidies up
             self._bell.ring()
 
     # -- inside --------------------------------------------------------------------------------------
@@ -210,27 +216,36 @@ class HttpWire:
     async def _post_all(self) -> None:
         try:
             while self._up and self._closed is None:
-                body = self._next_body()
+                units = self._next_units()
                 self._bell.ring()
-                self._seq += 1
-                await self._post(self._seq, body)
+                body = b"\n".join(units)
+                if await self._post(self._seq + 1, body):
+                    self._seq += 1
+                    continue
+                if len(units) == 1:
+                    raise WireClosed(codes.WS_TOO_BIG, f"{len(body)} bytes are more than the server takes")
+                # The server, or something on the way, takes less than most do. Nothing of it was taken.
+                self._max_body = len(body) // 2
+                self._up.extendleft(reversed(units))
+                self._up_size += sum(map(len, units))
         finally:
             self._poster = None
             self._bell.ring()
 
-    def _next_body(self) -> bytes:
+    def _next_units(self) -> list[bytes]:
         units: list[bytes] = []
         size = 0
         while self._up and len(units) < _MAX_UNITS:
             more = len(self._up[0]) + 1
-            if units and size + more > _MAX_BODY:
+            if units and size + more > self._max_body:
                 break
             units.append(self._up.popleft())
             self._up_size -= more - 1
             size += more
-        return b"\n".join(units)
+        return units
 
-    async def _post(self, seq: int, body: bytes) -> None:
+    async def _post(self, seq: int, body: bytes) -> bool:
+        """Send until it was taken; False when it is too large to be."""
         clock, backoff = self._clock, self._backoff()
         headers = {
             "RT-Session": self._session,
@@ -241,7 +256,7 @@ class HttpWire:
         while True:
             window, problem = None, ""
             try:
-                async with timeout(clock, ANSWER):
+                async with timeout(clock, ANSWER + len(body) / _SLOWEST):
                     answer = await self._http.request("POST", "send", headers=headers, body=body)
             except HttpFailed as error:
                 problem = str(error)
@@ -249,11 +264,15 @@ class HttpWire:
                 problem = "no answer"
             else:
                 if answer.status == 204:
-                    return
+                    return True
+                if answer.status == 413:
+                    return False
                 if (closed := end_of(answer, "what was sent")) is not None:
                     raise closed
                 window = retry_window(answer.headers.get("retry-after"), clock)
                 problem = f"HTTP {answer.status}"
+                if answer.status == 429:  # it is there, and has a lot to do: that may last
+                    until = clock.monotonic() + _PATIENCE
             wait = backoff.next(window)
             if clock.monotonic() + wait > until:
                 raise WireClosed(LOST, f"sending failed for {_PATIENCE:g} s: {problem}")
@@ -261,7 +280,7 @@ class HttpWire:
 
     def __repr__(self) -> str:
         state = "open" if self._closed is None else f"closed with {self._closed.code}"
-        return f"<{type(self).__name__} {state}, {len(self._up)} units to go up>"
+        return f"<{type(self).__name__} {state}, {len(self._up)} units of {self._up_size} bytes to go up>"
 
 
 def _push(unit: bytes) -> tuple[int, str] | None:

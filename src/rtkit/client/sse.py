@@ -40,15 +40,21 @@ class SseWire(HttpWire):
 
         async def read() -> None:
             piece = first
-            while piece:
-                for event in self._events.feed(piece):
-                    if event.data and event.type == "message":
-                        self._arrived(event.data)
-                await self._fetched()
-                piece = await self._body.read()
+            try:
+                while piece:
+                    for event in self._events.feed(piece):
+                        if event.data and event.type == "message":
+                            self._arrived(event.data)
+                    await self._fetched()
+                    piece = await self._body.read()
+            finally:
+                await self._body.aclose()
             raise WireClosed(LOST, "the stream ended")
 
         self._reader = self._spawn(read, "read")
+
+    async def _let_go(self) -> None:
+        await self._body.aclose()  # the task may have been cancelled before it began
 
 
 @final

@@ -31,17 +31,17 @@ from typing import Final
 from msgspec import Raw, UnsetType
 
 from .. import codes
-from ..clock import Clock, Timer
+from ..clock import Clock
 from ..errors import BadUnit, ConnectionClosed, UsageError
 from ..primitives.backoff import Backoff
 from ..primitives.clocks import Timeout, timeout
-from ..primitives.heartbeat import SilenceWatch
 from ..primitives.tasks import Tasks
 from ..wire import Connect, ConnectResult, Reply, RtHello, Window, split
 from .bell import Bell
 from .engine import Engine
 from .options import Policy
 from .rooms import call_error, window_of
+from .silence import Silence
 from .tokens import Refresher, TokenSource
 from .transport import Dialer, DialFailed, Opener, Wire, WireClosed
 from .values import State
@@ -51,13 +51,6 @@ __all__ = ["Ending", "Supervisor"]
 logger: Final = logging.getLogger("rtkit.client")
 
 _LOST: Final = 1006
-#: A timer that comes later than this shows that we were stalled, not the server silent (F5).
-_LATE: Final = 1.0
-#: Seconds to hear something after that. A machine that stood still may have the server on it, which pings again
-#: when it has looked around itself.
-_GRACE: Final = 5.0
-#: Seconds between looks once a ping is overdue: a stall that ends shortly before the silence is too long shows, too.
-_LOOK: Final = 2.5
 
 _CLOSE_CODES: Final = {
     codes.UNAUTHORISED: codes.BAD_TOKEN,
@@ -142,10 +135,7 @@ class Supervisor:
         self._scope: Timeout | None = None
         self._verdict: Ending | None = None
         self._began = math.inf
-        self._watch: SilenceWatch | None = None
-        self._watch_at = math.inf
-        self._patient_until = -math.inf
-        self._watch_timer: Timer | None = None
+        self._silence = Silence(policy.silence, clock=clock, gone=self._interrupt_silent)
         engine.on_refresh = lambda push: self._refresher.schedule(push.ttl) if push.expires else None
 
     # -- life ----------------------------------------------------------------------------------------
@@ -276,7 +266,7 @@ class Supervisor:
             raise
         finally:
             now = clock.monotonic()
-            self._stop_watching()
+            self._silence.stop()
             self._refresher.stop()
             if self._writer is not None:
                 self._writer.cancel()
@@ -303,8 +293,7 @@ class Supervisor:
                 while self._verdict is None:
                     frame = await wire.recv()
                     now = clock.monotonic()
-                    if self._watch is not None:
-                        self._watch.heard(now)
+                    self._silence.heard(now)
                     for unit in split(frame):
                         engine.feed(unit, now)
                 return await self._last_word(wire, self._verdict, scope)
@@ -366,6 +355,11 @@ class Supervisor:
         if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(self._clock.monotonic())
 
+    def _interrupt_silent(self) -> None:
+        silence = self._policy.silence
+        reason = f"nothing heard from the server for its ping interval + {silence:g} s"
+        self._interrupt(Ending(_LOST, reason))
+
     # -- connected -----------------------------------------------------------------------------------
 
     def _on_connect(self, reply: Reply, now: float) -> None:
@@ -383,8 +377,7 @@ class Supervisor:
             self._scope.reschedule(None)
         self._engine.begin(result, now)
         if result.ping > 0:
-            self._watch = SilenceWatch(result.ping, self._policy.silence, now)
-            self._watch_again(now + result.ping)
+            self._silence.watch(result.ping, now)
         if result.expires:
             self._refresher.schedule(result.ttl)
         self._set(State.CONNECTED)
@@ -403,32 +396,6 @@ class Supervisor:
         if error.temporary:
             return Ending(_LOST, text, window=window_of(error), cause=error)
         return Ending(code, text, terminal=True, cause=error)
-
-    def _watch_again(self, when: float) -> None:
-        self._watch_at = when
-        self._watch_timer = self._clock.call_at(when, self._check_silence)
-
-    def _check_silence(self) -> None:
-        """Nothing heard for too long means gone (F4); unless it was we who did not listen (F5)."""
-        watch, now = self._watch, self._clock.monotonic()
-        if watch is None:
-            return
-        silence = self._policy.silence
-        if now - self._watch_at > _LATE:
-            self._patient_until = now + _GRACE
-        expected, end = watch.next_at - silence, max(watch.next_at, self._patient_until)
-        if now < end:
-            self._watch_again(max(expected, min(end, now + _LOOK)))
-        else:
-            self._interrupt(
-                Ending(_LOST, f"nothing heard from the server for its ping interval + {silence:g} s")
-            )
-
-    def _stop_watching(self) -> None:
-        self._watch = None
-        if self._watch_timer is not None:
-            self._watch_timer.cancel()
-            self._watch_timer = None
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.state}>"

@@ -20,6 +20,8 @@ WEBSOCKET: Final = frozenset({"", "ws", "websocket"})
 #: The browser SDK, by name, and what it is served as.
 SCRIPTS: Final = {
     "client.js": "text/javascript; charset=utf-8",
+    "http.js": "text/javascript; charset=utf-8",
+    "chunks.js": "text/javascript; charset=utf-8",
     "client.d.ts": "text/plain; charset=utf-8",
 }
 _NAMED: Final = frozenset({"ready", "ws", "websocket", *SCRIPTS})

@@ -8,7 +8,8 @@
 
 A connection that gets here has shaken hands. Who may not connect is therefore not answered with an HTTP status but
 with a close code, unless ``process_request=handle.process_request`` is passed on as well: it also answers ``ready``
-and ``client.js``, for GET is all that websockets can answer.
+and ``client.js``, for GET is all that websockets can answer. The transports over plain HTTP need bodies, and responses
+that go on: they are answered with 501, which makes clients try something else.
 
 Traps:
 
@@ -34,6 +35,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from ..transports import HTTP_ENDPOINTS, plain
+from ..transports import Response as Answer
 from .asgi import SUBPROTOCOLS, Scope
 from .wrap import AsgiApp
 
@@ -43,6 +46,10 @@ Message = MutableMapping[str, Any]
 
 _ABNORMAL: Final = 1006
 _MAX_SUBPROTOCOLS: Final = 16
+_NO_HTTP: Final = (
+    "This is a server of the websockets library: it serves WebSockets, and neither event streams nor long-polls. "
+    "For those, serve the hub with rtkit's own server, an ASGI server, or aiohttp.\n"
+)
 
 
 def _choose(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -51,13 +58,30 @@ def _choose(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Sub
     return next((Subprotocol(ours) for ours in SUBPROTOCOLS if ours in first), None)
 
 
+def _is_http_endpoint(target: str) -> bool:
+    """Whether a request's target, path and query, is of a transport over plain HTTP."""
+    return target.partition("?")[0].strip("/").rpartition("/")[2] in HTTP_ENDPOINTS
+
+
 class Connection(ServerConnection):
     """A connection that is over when both sides have closed it, not only when the peer has closed its socket as well.
 
     The RFC wants the server to close first (section 7.1.1), and a peer that does not would be kept for 10 s.
     """
 
+    _begun = False
+
     def data_received(self, data: bytes) -> None:
+        first, self._begun = not self._begun, True
+        if (
+            first
+            and data.startswith(b"POST ")
+            and _is_http_endpoint(data.split(b" ", 2)[1].decode("latin-1"))
+        ):
+            # websockets ends a request with a body without a word, and asks nobody.
+            self.transport.write(_response(plain(501, _NO_HTTP)).serialize())
+            self.transport.close()
+            return
         super().data_received(data)
         if self.protocol.close_rcvd is not None and self.protocol.close_sent is not None:
             self.transport.close()
@@ -112,8 +136,10 @@ class Handler:
         It does not take in anybody: the connection then comes to the handler, and is asked the same again.
         """
         upgrades = request.headers.get_all("Upgrade")
+        if _is_http_endpoint(request.path):
+            return _response(plain(501, _NO_HTTP))
         kind = "websocket" if any(each.strip().lower() == "websocket" for each in upgrades) else "http"
-        trial = _Trial()
+        trial = _Trial(kind)
         await self._hub(_scope(connection, request, kind), trial.receive, trial.send)
         return trial.response()
 
@@ -145,13 +171,16 @@ def _scope(connection: ServerConnection, request: Request, kind: str) -> Scope:
 class _Trial:
     """An ASGI server that is only asked what it would answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self._start: Message | None = None
         self._body = b""
         self._asked = False
 
     async def receive(self) -> Message:
         first, self._asked = not self._asked, True
+        if self._kind == "http":
+            return {"type": "http.disconnect"}
         return {"type": "websocket.connect" if first else "websocket.disconnect", "code": _ABNORMAL}
 
     async def send(self, message: Message) -> None:
@@ -165,14 +194,19 @@ class _Trial:
     def response(self) -> Response | None:
         if self._start is None:
             return None
-        headers = Headers(
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._start["headers"]]
-        )
-        if "Content-Length" not in headers and self._start["status"] != HTTPStatus.NO_CONTENT:
-            headers["Content-Length"] = str(len(self._body))
-        headers["Connection"] = "close"
-        status = HTTPStatus(self._start["status"])
-        return Response(status.value, status.phrase, headers, self._body)
+        headers = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in self._start["headers"]
+        ]
+        return _response(Answer(self._start["status"], headers, self._body))
+
+
+def _response(answer: Answer) -> Response:
+    headers = Headers(answer.headers)
+    if "Content-Length" not in headers and answer.status != HTTPStatus.NO_CONTENT:
+        headers["Content-Length"] = str(len(answer.body))
+    headers["Connection"] = "close"
+    status = HTTPStatus(answer.status)
+    return Response(status.value, status.phrase, headers, answer.body)
 
 
 @final

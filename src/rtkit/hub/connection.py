@@ -65,6 +65,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_afloat",
         "_assembler",
         "_auth_deadline",
         "_beat",
@@ -110,6 +111,7 @@ class Connection:
         self.outbox = Outbox(limit=limits.outbox, reserve=limits.reserve)
         self.lagging: dict[Member, None] = {}
         self._freight: Freight | None = None  # while something large leaves (T8)
+        self._afloat = 0  # bytes of it that the transport holds, in one frame
         self._replies_leave: asyncio.Future[None] | None = None
         self._assembler: Assembler | None = None  # since something large came in
         self._chunk_deadline: Deadline | None = None
@@ -214,7 +216,9 @@ class Connection:
         """Tell the sender of a large unit that it is refused. That costs a command, or refusals would be free."""
         self._watch_assembler()
         self.engine.counters.add("bad_units")
-        if self.closing or not self._admit(0, now):
+        if not self.closing:
+            self._admit(0, now)
+        if self.closing:
             return
         self.engine.counters.add("errors", str(error.code))
         body = ErrorBody(error.code, error.message, error.code in codes.TEMPORARY, error.retry_after or 0.0)
@@ -360,13 +364,19 @@ class Connection:
         self, lane: Any, unit: bytes, policy: Overflow, *, key: Any = None, mark: int = 0
     ) -> Spill | None:
         """Queue a room's push; None when it simply went into the queue (D1)."""
-        freight, outside = self._freight, self.transport.buffered
+        freight, outside = self._freight, self._outside
         if freight is None and len(unit) <= self.small:
             spill = self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=outside)
         else:
             spill = self._push_apart(lane, unit, policy, key, mark, outside)
         self._mark_dirty()
         return spill
+
+    @property
+    def _outside(self) -> int:
+        """Bytes in the transport's buffer; a large frame in it, of a client that knows no chunks, takes nobody's room."""
+        buffered = self.transport.buffered
+        return max(0, buffered - self._afloat) if self._afloat else buffered
 
     @property
     def small(self) -> int:
@@ -408,7 +418,7 @@ class Connection:
         """Put into the outbox what had to wait beside it, and was counted there."""
         waiting = self._freight.waiting if self._freight is not None else 0
         for unit in units:
-            if not self.outbox.put(unit, outside=self.transport.buffered + waiting):
+            if not self.outbox.put(unit, outside=self._outside + waiting):
                 self.close(codes.SLOW_CONSUMER, "slow consumer")
                 return
 
@@ -419,7 +429,7 @@ class Connection:
         """
         if self.lost_with is not None:
             return False
-        freight, outside = self._freight, self.transport.buffered
+        freight, outside = self._freight, self._outside
         if freight is not None and lane is not None and freight.holds(lane):
             taken = freight.hold_control(lane, unit, outside=outside + self.outbox.size)
         elif len(unit) > self.small:
@@ -514,6 +524,8 @@ class Connection:
             batch, units = freight.next()
             self.engine.counters.add("units_sent")
             transport.send_batch(batch)
+            if not self.rt and transport.buffered:
+                self._afloat = len(batch.units[0])
             self._requeue(units)
             if self._replies_leave is not None and not self._replies_leave.done():
                 self._replies_leave.set_result(None)
@@ -524,21 +536,19 @@ class Connection:
 
     def writable(self) -> None:
         """The transport has passed on all it was given."""
-        if not self.closing:
-            self.flush()
+        self._afloat = 0
+        if not self.closing and not (self._dirty and self._freight is not None):
+            self.flush()  # else it comes in this turn, and more than one chunk should not
 
     def forget(self, member: Member) -> None:
         """A member left its room: what is queued for it is void."""
         self.lagging.pop(member, None)
-        self.outbox.discard(member.room.name)
-        self.outbox.discard((member.room.name, "signal"))
-        self.outbox.discard((member.room.name, "presence"))
-        if self._freight is not None:
-            self._requeue(self._freight.discard(member.room.name))
-        if self._freight is not None:
-            self._requeue(self._freight.discard((member.room.name, "signal")))
-        if self._freight is not None:
-            self._mark_dirty()
+        name = member.room.name
+        for lane in (name, (name, "signal"), (name, "presence")):
+            self.outbox.discard(lane)
+            if self._freight is not None:
+                self._requeue(self._freight.discard(lane))
+                self._mark_dirty()
 
     # -- life and death ----------------------------------------------------------------------------
 

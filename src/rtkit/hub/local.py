@@ -189,10 +189,9 @@ class LocalRoom:
         # What conflates, or is larger than any outbox, is for the outbox to judge.
         direct = len(pending) == 1 or policy != "latest_per_key"
         direct = direct and self._pending_bytes < self.engine.limits.outbox
-        small = self.engine.small_rt
-        large = self._pending_bytes > small and any(
-            each.size > small for each in pending
-        )  # in chunks, to rt (T8)
+        small, small_rt = self.engine.small, self.engine.small_rt
+        # What is too large to go whole does not go past the outbox either (T8).
+        largest = max(each.size for each in pending) if self._pending_bytes > small_rt else 0
         self._pending = []
         self._pending_bytes = 0
         self.engine.settled(self)
@@ -209,7 +208,7 @@ class LocalRoom:
                 direct
                 and connection.clear
                 and (alone or len(session.rooms) == 1)
-                and not (large and connection.rt)
+                and largest <= (small_rt if connection.rt else small)
             ):
                 if connection.rt:
                     batch = rt = rt or Batch([each.unit(True) for each in pending])

@@ -44,6 +44,8 @@ TOKEN_LIFE: Final = 24 * 3600.0
 #: Seconds the secret that the broker holds is kept, from the last time a hub asked for it.
 _SECRET_LIFE: Final = 30 * 24 * 3600.0
 _TRIES: Final = 3
+#: Seconds the node that had a session has to answer. Its client waits for that.
+_PATIENCE: Final = 1.0
 
 _owners = msgspec.msgpack.Decoder(Owner)
 _encode = msgspec.msgpack.Encoder().encode
@@ -126,9 +128,9 @@ class Parking:
                 await self._too_late(claim.client)
                 return None
         else:
-            answered = await self._engine.relay.ask(
-                owner.node, Ask(do="let go", client=claim.client, number=owner.generation)
-            )
+            # The session is ours already; the other node may only say what it was in, or that it had ended.
+            request = Ask(do="let go", client=claim.client, number=owner.generation)
+            answered = await self._engine.relay.ask(owner.node, request, patience=_PATIENCE, tries=1)
             if answered is not None and answered.status != 200:
                 await self._too_late(claim.client)
                 return None

@@ -86,10 +86,15 @@ class Relay:
         self.obey: dict[str, Callable[[Ask], Obeyed]] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._later: dict[str, asyncio.Future[Answered]] = {}
+        self._closed = False
 
-    async def ask(self, node: str, request: Ask) -> Answered | None:
+    async def ask(
+        self, node: str, request: Ask, *, patience: float = PATIENCE, tries: int = 2
+    ) -> Answered | None:
         """Have another node do something.
 
+        :param patience: seconds it has for a first word, at each of so many
+        :param tries:
         :return: None when it has no lease, or does not answer; it may have done it in the latter case.
         :raises BrokerUnavailable: when it cannot be asked.
 
@@ -103,10 +108,10 @@ class Relay:
         waiting = self._waiting[request.id] = _Waiting(self._engine.loop)
         silent = 0
         try:
-            while silent < 2:
+            while silent < tries:
                 waiting.heard.clear()
                 await self._engine.broker.publish(topic, payload)
-                if await self._hear(waiting, PATIENCE):
+                if await self._hear(waiting, patience):
                     silent = 0
                     if await self._wait(waiting, _AGAIN):
                         return waiting.answer.result()
@@ -173,11 +178,14 @@ class Relay:
         answer.add_done_callback(done)
 
     def _answer(self, request: Ask, answer: Answered) -> None:
+        if self._closed:
+            return
         answer.id = request.id
         self._engine.send_quietly(topic_of_node(request.node), _encode(answer))
 
     def close(self) -> None:
         """At the end of a run: nobody is answered any more."""
+        self._closed = True
         for future in list(self._later.values()):
             future.cancel()
 

@@ -327,7 +327,7 @@ class Router(Generic[C]):
         features: dict[str, Feature] = {}
         if presence is not None:
             given: object = presence  # an instance is wanted, not True and not the class
-            if not isinstance(given, PresenceFeature) or given.kind != "presence":
+            if isinstance(given, type) or not isinstance(given, PresenceFeature) or given.kind != "presence":
                 raise DeclarationError(f"{where}: presence={presence!r} is none; pass presence=Presence()")
             features["presence"] = presence
         family: Rooms[C, Any] = Rooms(

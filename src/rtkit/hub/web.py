@@ -35,6 +35,7 @@ from ..transports.longpoll import PollTransport
 from ..transports.stream import EVENT_STREAM, HTTP_STREAM, StreamFormat, StreamTransport
 from ..transports.uplink import Taken, Uplink
 from .connection import Connection
+from .oneway import come_back, open_events
 from .origin import cors_headers, origin_allowed
 from .relay import Answered, Ask, Obeyed
 
@@ -197,6 +198,8 @@ async def answer(hub: Hub[Any], request: HttpRequest) -> Answer:
     except (Unavailable, NotRunning) as error:
         logger.warning("a request could not be answered: %s", error)
         found = refusal(503, "not available right now", _RETRY_AFTER)
+        if request.endpoint == "events":  # a status would end an EventSource for good (F2)
+            found = come_back(hub.random, _RETRY_AFTER)
     return _with(found, cors)
 
 
@@ -287,8 +290,6 @@ class Web:
         if endpoint == "poll" and method == "GET":
             return await self._poll(request)
         if endpoint == "events":
-            from .oneway import open_events
-
             return await open_events(self._engine, request)
         frame = request.body
         if method == "GET":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..codes import INTERNAL_CLOSE
 from ..errors import Unavailable
-from ..hosting.endpoints import Request, Response, plain, refusal
+from ..hosting.endpoints import Response, plain, refusal
 from ..hosting.raw import RawPipe
 from ..transports import Handshake, HttpRequest, Refused, Streaming
 from .heads import Head, RequestRefused
@@ -29,11 +29,13 @@ _RETRY_AFTER: Final = 5
 _log: Final = logging.getLogger("rtkit.server")
 
 
-async def answer_hub(connection: HttpConnection, head: Head, endpoint: str, body: bytes) -> None:
+async def answer_hub(connection: HttpConnection, head: Head, body: bytes) -> None:
     """Let the hub answer a request to one of its endpoints.
 
     Cancellation: the hub hears of it.
     """
+    endpoint = connection.site.exchange(head)
+    assert endpoint is not None
     request = HttpRequest(head.method, endpoint, _handshake(connection, head), body)
     answer = await connection.site.acceptor.answer(request)
     if isinstance(answer, Response):
@@ -46,11 +48,15 @@ async def answer_hub(connection: HttpConnection, head: Head, endpoint: str, body
 
 def _become_stream(connection: HttpConnection, head: Head, answer: Streaming) -> None:
     site = connection.site
-    begin = connection.format(Response(answer.status, answer.headers), last=True)
     taken = connection.release()
     if taken is None:
         return  # gone meanwhile, or it took too long
     network, behind = taken
+    try:
+        begin = connection.format(Response(answer.status, answer.headers), last=True)
+    except Exception:
+        network.abort()
+        raise
     site.counters["streams"] += 1
     stream = HttpStream(network, site, chunked=head.version != "1.0")
     site.closed(connection)
@@ -59,13 +65,14 @@ def _become_stream(connection: HttpConnection, head: Head, answer: Streaming) ->
     stream.begin(answer.start, behind)
 
 
-async def answer_api(connection: HttpConnection, request: Request, body: bytes) -> None:
+async def answer_api(connection: HttpConnection, head: Head, body: bytes) -> None:
     """Let the HTTP API carry out a request.
 
     Cancellation: what was asked for may have been done, or a part of it.
     """
-    api = connection.site.api
+    api, request = connection.site.api, connection.site.api_request(head)
     assert api is not None
+    assert request is not None
     connection.respond(await api.answer(request, body))
 
 

@@ -43,9 +43,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, cast, final
 import h11
 
 from ..hosting.endpoints import Response, plain, refusal
-from .exchanges import answer_api, answer_hub, become_websocket
+from .bodies import Body, expect
+from .exchanges import become_websocket
 from .files import send_file
-from .heads import Head, RequestRefused, not_http, read_head, too_large
+from .heads import Head, RequestRefused, not_http, read_head
 
 if TYPE_CHECKING:
     from ..primitives.deadlines import Deadline
@@ -69,9 +70,6 @@ _BEHIND: Final = 64 * 1024
 
 Ts = TypeVarTuple("Ts")
 
-#: What answers a request whose body is there, and all it gets but the connection before and the body after.
-_Taker = tuple[Any, ...]
-
 _RETRY_AFTER: Final = 5
 
 _log: Final = logging.getLogger("rtkit.server")
@@ -90,12 +88,9 @@ class HttpConnection(asyncio.Protocol):
         "_body",
         "_deadline",
         "_drained",
-        "_most",
         "_network",
         "_phase",
-        "_size",
         "_surplus",
-        "_taker",
         "_task",
         "_waiting",
         "_writing_paused",
@@ -116,10 +111,7 @@ class HttpConnection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[Response] | None = None
-        self._taker: _Taker | None = None  # who takes the body
-        self._body: bytearray | None = None  # what is there of it, if somebody takes it
-        self._size = 0  # bytes of it so far
-        self._most = 0  # and at the most
+        self._body: Body | None = None  # of the request that is being read
 
     # -- called by the loop
 
@@ -186,7 +178,8 @@ class HttpConnection(asyncio.Protocol):
                         self._answer()
                         return
                 elif isinstance(event, h11.Data):
-                    self._take(event.data)
+                    assert self._body is not None
+                    self._body.take(event.data)
                 elif isinstance(event, h11.EndOfMessage):
                     self._end_body(event)
                     self._answer()
@@ -207,57 +200,22 @@ class HttpConnection(asyncio.Protocol):
 
         :raises RequestRefused: for one that is not served.
         """
-        self._body = None
-        self._size = 0
-        self._taker = None
         self.head = head = read_head(event, raw, self.site.limits)
         if self._surplus:
             raise RequestRefused(refusal(503, "too many connections", _RETRY_AFTER))
-        self._most, self._taker = self._find_taker(head)
-        if head.length is not None and head.length > self._most:
-            raise RequestRefused(too_large(self._most))
-        if self._taker is not None:
-            self._body = bytearray()
+        self._body = expect(self.site, head)
         if head.has_body:
             self._phase = _BODY
             self._end_in(self.site.limits.body_time)
 
-    def _find_taker(self, head: Head) -> tuple[int, _Taker | None]:
-        """Who takes the request with its body, and how large that may be.
-
-        :raises RequestRefused: when it is turned away without a look at the body.
-        """
-        site = self.site
-        request = site.api_request(head)
-        if request is not None:
-            assert site.api is not None
-            refused = site.api.screen(request)
-            if refused is not None:
-                raise RequestRefused(refused)
-            return site.api.max_body, (answer_api, request)
-        endpoint = site.exchange(head)
-        if endpoint is None:
-            return site.limits.body, None
-        if sum(name == "origin" for name, _ in head.headers) > 1:
-            raise RequestRefused(plain(400, "more than one Origin header\n"))
-        return site.acceptor.max_frame, (answer_hub, head, endpoint)
-
     def _ask_for_body(self) -> bool:
         """The client waits to be told to go on: whether it was. Nobody is who has no body, or one nobody takes."""
-        if self._taker is None or self._network is None or self._phase != _BODY:
+        if self._body is None or self._body.taker is None or self._network is None or self._phase != _BODY:
             return False
         self._network.write(
             self.http.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
         )
         return True
-
-    def _take(self, data: bytes) -> None:
-        """Some of a body is there."""
-        self._size += len(data)
-        if self._size > self._most:
-            raise RequestRefused(too_large(self._most))
-        if self._body is not None:
-            self._body += data
 
     def _end_body(self, event: h11.EndOfMessage) -> None:
         if event.headers:
@@ -274,10 +232,9 @@ class HttpConnection(asyncio.Protocol):
         if head.method == "GET" and "upgrade" in head.merged and site.is_websocket(head.path):
             self._work(become_websocket, self, head)
             return
-        if self._taker is not None:
-            func, *args = self._taker
-            body, self._body, self._taker = bytes(self._body or b""), None, None
-            self._work(func, self, *args, body)
+        body, self._body = self._body, None
+        if body is not None and body.taker is not None:
+            self._work(body.taker, self, head, body.whole())
             return
         parts = site.file(head.path)
         if parts is None:
@@ -344,10 +301,8 @@ class HttpConnection(asyncio.Protocol):
         answer.add_done_callback(self._answered)
 
     def _answered(self, answer: asyncio.Future[Response]) -> None:
-        if self._waiting is not answer:  # the client has gone, or the wait was ended
-            if not answer.cancelled():
-                answer.exception()  # nobody's any more; asyncio shall not complain
-            return
+        if self._waiting is not answer:
+            return  # the client has gone, or the wait was ended
         self._waiting = None
         self._phase = _BUSY
         try:

@@ -11,18 +11,19 @@ __all__ = ["ServerLimits"]
 class ServerLimits:
     """Bounds of a server; sizes in bytes, times in seconds.
 
-    Those of a WebSocket once it is open (messages, outbox, heartbeat) are the hub's :class:`~rtkit.Limits`.
+    Those of a WebSocket, a stream or a poll once it is open (messages, outbox, heartbeat), and of what is sent to the
+    hub's endpoints, are the hub's :class:`~rtkit.Limits`.
 
     :param head: request line and headers together; a larger head is answered 431.
     :param headers: how many of them; more are answered 431.
-    :param body: of a request; a larger one is answered 413.
+    :param body: of a request whose body nobody takes; a larger one is answered 413.
     :param header_time: from the first byte of a request, or the opening of the connection and TLS, until the head is
         there; else 408.
     :param body_time: from the head until the body is there; else 408.
     :param answer_time: from the request being there until there is an answer (else 503), and then until it has left,
-        or the next 64 KiB of it (else the connection is dropped).
+        or the next 64 KiB of it (else the connection is dropped). Not while a poll waits.
     :param idle_time: between requests; then the connection is closed.
-    :param connections: open at once, WebSockets included; more are answered 503.
+    :param connections: open at once, WebSockets and streams included; more are answered 503.
     :param close_timeout: that a closing connection may take, flushing included. Keep it below the hub's
         ``drain_timeout``.
     :param drain_timeout: that requests under way get when the server closes.

@@ -141,7 +141,11 @@ class Server:
         _log.info("listening on %s", self.url)
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets, and keep no connection alive beyond its answer. Idempotent."""
+        """Close the listening sockets, and keep no connection alive beyond its next answer. Idempotent.
+
+        Those between two requests stay until :meth:`aclose`: a client that polls hears what the hub says at last only if
+        it can ask once more.
+        """
         self._closed = True
         self._site.draining = True
         for listener in self._listeners:
@@ -154,8 +158,6 @@ class Server:
                     os.unlink(path)
         for task in self._site.arriving:
             task.cancel()
-        for connection in list(self._site.open):
-            connection.drain()
 
     async def aclose(self) -> None:
         """Let requests under way end, within the drain timeout, and close everything. Idempotent.
@@ -167,6 +169,8 @@ class Server:
         """
         self.stop_accepting()
         site = self._site
+        for connection in list(site.open):
+            connection.drain()
         try:
             async with timeout(site.clock, self._limits.drain_timeout):
                 while site.open or site.streams or site.arriving:

@@ -291,10 +291,10 @@ class EventsTransport:
         return self._held_size if self._phase is _Phase.WAITING else 0
 
     def send(self, units: Sequence[bytes]) -> None:
-        self._take(pieces(units), sum(map(len, units)))
+        self._take(pieces(units), units)
 
     def send_batch(self, batch: Batch) -> bool:
-        self._take(batch.form(pieces), sum(map(len, batch.units)))
+        self._take(batch.form(pieces), batch.units)
         return not self.buffered
 
     def pause_reading(self) -> None:
@@ -332,19 +332,17 @@ class EventsTransport:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _take(self, found: Sequence[Piece], size: int) -> None:
+    def _take(self, found: Sequence[Piece], units: Sequence[bytes]) -> None:
         if self._phase is _Phase.OPEN:
             self._write(self._told(found))
         elif self._phase is not _Phase.OVER:
-            for piece in found:
-                self._take_early(piece)
-            self._held_size += size
+            for piece, unit in zip(found, units, strict=True):
+                self._take_early(piece, len(unit))
             if self._held_size > self._hold and self._phase is _Phase.JOINING:
-                self._refuse(
-                    Declined(codes.SLOW_CONSUMER, "too much is published meanwhile", retry_after=1.0)
-                )
+                why = "too much is published meanwhile"
+                self._refuse(Declined(codes.SLOW_CONSUMER, why, retry_after=1.0))
 
-    def _take_early(self, piece: Piece) -> None:
+    def _take_early(self, piece: Piece, size: int) -> None:
         """A unit while nothing can be written: a reply goes on with joining, all else is held."""
         if isinstance(piece, Reply):
             if piece.id:
@@ -352,11 +350,12 @@ class EventsTransport:
                 return
             if piece.push is not None and piece.push.chunk is not None:
                 unit = self._telling.assemble(piece.push.chunk, self._clock.monotonic())
-                for part in pieces((unit,)) if unit is not None else ():
-                    self._take_early(part)
+                if unit is not None:
+                    self._take_early(pieces((unit,))[0], len(unit))
                 self._break_if_broken()
                 return
         self._held.append(piece)
+        self._held_size += size
 
     def _told(self, found: Sequence[Piece]) -> bytes:
         telling = self._telling

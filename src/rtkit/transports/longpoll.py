@@ -51,6 +51,7 @@ class PollTransport:
 
     __slots__ = (
         "_absent",
+        "_answering",
         "_clock",
         "_closed",
         "_deadline",
@@ -86,6 +87,7 @@ class PollTransport:
         self._poll: asyncio.Future[Response] | None = None
         self._deadline: Deadline | None = None
         self._absent = True  # what the deadline is for: the peer's absence, or the end of a poll
+        self._answering = False
         self._closed: tuple[int, str] | None = None
         self.paused = False
         self.resumed: Callable[[], object] | None = None
@@ -177,7 +179,6 @@ class PollTransport:
             self.send((goodbye(code, reason),))
             self._closed = (code, reason)
             self._end_in(self._gone, absent=True)
-            self._end_if_said()
 
     # -- inside
 
@@ -189,7 +190,14 @@ class PollTransport:
             self._driver.writable()
 
     def _answer_waiting(self) -> None:
-        if self._poll is not None and not self._poll.done() and self._unacknowledged is None:
+        """At the end of the loop turn, so that what is said in one turn is one batch (D4), a goodbye included."""
+        if self._poll is not None and not self._answering:
+            self._answering = True
+            asyncio.get_running_loop().call_soon(self._answer_now)
+
+    def _answer_now(self) -> None:
+        self._answering = False
+        if self._poll is not None and not self._poll.done() and self._unacknowledged is None and self._units:
             self._answer_poll(self._answer())
 
     def _answer(self) -> Response:

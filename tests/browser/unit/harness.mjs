@@ -230,12 +230,9 @@ class FakeResponse {
   /** @param {number} status @param {string | FakeStream} body */
   constructor(status, body = "", headers = {}) {
     this.status = status;
-    this.body = body;
+    this.body = body instanceof FakeStream ? body : null;
+    this.text = async () => body;
     this.headers = new Headers(headers);
-  }
-
-  async text() {
-    return this.body;
   }
 }
 
@@ -401,6 +398,7 @@ export class FakeServer {
    * @type {Record<string, any[]>}
    */
   rules = {};
+  #cuts = [];
   /** The next answers by method: values, functions of (body, socket), `Refuse` or `MUTE`; the last one stays. */
   answers = new Map();
   welcome = { client: "c1", version: "test", ping: 25, pong: true, rt: { v: 1 } };
@@ -427,15 +425,23 @@ export class FakeServer {
     let rule = rules.length > 1 ? rules.shift() : rules[0];
     if (typeof rule === "function") rule = rule(options, url);
     if (rule === "down") throw new TypeError("fetch failed");
-    const aborted = new Promise((_, reject) =>
-      options.signal?.addEventListener("abort", () => reject(options.signal.reason)),
-    );
+    const aborted = new Promise((_, reject) => {
+      options.signal?.addEventListener("abort", () => reject(options.signal.reason));
+      this.#cuts.push(() => reject(new TypeError("network error")));
+    });
+    aborted.catch(() => {});
     if (rule === "hang") return aborted;
     if (typeof rule === "number") return new FakeResponse(rule);
     if (Array.isArray(rule)) return new FakeResponse(rule[0], "", { "Retry-After": String(rule[1]) });
     if (rule instanceof FakeResponse || rule instanceof Promise) return rule;
     return Promise.race([this.#serve(name, url, options), aborted]);
   };
+
+  /** Requests under way are cut. */
+  cut() {
+    for (const cut of this.#cuts.splice(0)) cut();
+    for (const session of this.sockets) session.gone?.();
+  }
 
   /** A response of the test's own making. */
   response(...args) {
@@ -488,12 +494,13 @@ export class FakeServer {
     const script = this.answers.get(method);
     let answer = script && (script.length > 1 ? script.shift() : script[0]);
     if (typeof answer === "function") answer = answer(rest[method], socket);
-    if (answer === undefined) answer = method === "connect" ? this.#welcome(socket) : {};
+    if (answer === undefined) answer = method === "connect" ? this.welcomeOf(socket) : {};
     if (answer === MUTE || !id) return;
     socket.say(answer instanceof Refuse ? { id, error: answer.error } : { id, [method]: answer });
   }
 
-  #welcome({ kind, session }) {
+  /** The answer to `connect`. */
+  welcomeOf({ kind, session }) {
     if (!session) return this.welcome;
     return { ...this.welcome, session, node: "n1", ...(kind === "poll" ? { pong: false } : {}) };
   }
@@ -514,8 +521,9 @@ export function client(t, { connected = true, url = "http://example.org/rt", ...
   const clock = options.clock ?? new ManualClock();
   const page = options.page ?? new FakePage();
   const chance = { value: 0.5 };
-  const { WebSocket, fetch } = server;
-  const given = { transports: ["websocket"], WebSocket, fetch, ...options, clock, page };
+  const { WebSocket } = server;
+  page.fetch = server.fetch;
+  const given = { transports: ["websocket"], WebSocket, ...options, clock, page };
   const rt = connect(url, { random: () => chance.value, ...given });
   const states = [];
   const errors = [];
@@ -523,7 +531,7 @@ export function client(t, { connected = true, url = "http://example.org/rt", ...
   rt.on("error", (error) => errors.push(error));
   t.after(() => {
     rt.close();
-    assert.equal(page.listeners, 0, "page listeners are left");
+    assert.ok(!page.listeners, "page listeners are left");
     assert.ok(clock.timers <= 0 || options.timersLeft, `${clock.timers} timers are left`);
   });
   const it = { rt, server, clock, page, chance, states, errors };

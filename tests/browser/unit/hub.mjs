@@ -5,9 +5,10 @@ import { test } from "node:test";
 import { CallError, Gap, Unsubscribed, connect, encodeParam } from "../../../src/rtkit/browser/client.js";
 
 const url = process.env.RTKIT_TEST_URL;
+const transport = process.env.RTKIT_TEST_TRANSPORT;
 
 function client(t, name, options = {}) {
-  const rt = connect(url, { token: () => `t-${name}`, minDelay: 0.01, ...options });
+  const rt = connect(url, { token: () => `t-${name}`, minDelay: 0.01, transports: [transport], ...options });
   const states = [];
   rt.on("state", (state) => states.push(state));
   rt.on("error", (error) => console.error(error));

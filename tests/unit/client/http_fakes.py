@@ -35,6 +35,7 @@ class FakeBody:
         self.status = status
         self.headers: Mapping[str, str] = {name.replace("_", "-"): value for name, value in headers.items()}
         self.reads = 0
+        self.closed = False
         self._pieces: deque[bytes | Exception] = deque()
         self._changed = asyncio.Event()
 
@@ -51,7 +52,11 @@ class FakeBody:
     def cut(self) -> None:
         self.push(HttpFailed("cut"))
 
+    async def aclose(self) -> None:
+        self.closed = True
+
     async def read(self) -> bytes:
+        assert not self.closed
         self.reads += 1
         while not self._pieces:
             self._changed.clear()

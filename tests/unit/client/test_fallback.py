@@ -13,6 +13,7 @@ from rtkit.client import DialFailed, FallbackDialer, WireClosed, connect
 from rtkit.client.fallback import http_ready
 from rtkit.client.http import Answer
 from rtkit.errors import ConnectionClosed
+from rtkit.primitives.clocks import sleep
 from rtkit.testing.clock import ManualClock
 from tests.unit.client.fakes import FakeServer
 from tests.unit.client.http_fakes import FakeWorld
@@ -176,11 +177,17 @@ async def test_one_that_does_not_open_or_speak_gives_way_within_the_same_attempt
 
 async def test_a_websocket_has_3_s_to_open_and_3_more_to_speak() -> None:
     world = World()
-    world.websocket.result = lambda: wire
-    wire = FakeWire()
+    dial = world.websocket.dial
+
+    async def slow(url: str, headers: Mapping[str, str]) -> FakeWire:
+        await sleep(world.clock, 2.9)
+        return await dial(url, headers)
+
+    world.websocket.dial = slow  # type: ignore[method-assign]
+    world.websocket.result = lambda: FakeWire()
     opening = asyncio.create_task(world.dialer.open(URL, {}, b"HELLO"))
-    await world.clock.advance(2.9)
-    wire.inbox.put_nowait(b"hello")
+    await world.clock.advance(5.8)
+    world.wires[0].inbox.put_nowait(b"hello")
     assert (await opening).transport == "websocket"
 
 
@@ -189,6 +196,18 @@ async def test_the_next_after_the_next() -> None:
     world.websocket.result = world.sse.result = unusable
     await world.works("poll")
     assert world.tried == ["websocket", "ready", "sse", "ready", "poll"]
+
+
+async def test_what_no_other_request_would_fare_better_with_is_said_at_once() -> None:
+    world = World()
+
+    async def bad_certificate() -> Answer:
+        raise DialFailed("not accepted", terminal=True, code=1015)
+
+    world.ready = bad_certificate
+    world.websocket.result = lambda: OSError("reset")
+    failed = await world.fails()
+    assert (failed.terminal, failed.code) == (True, 1015)
 
 
 async def test_when_the_network_is_away_nothing_is_changed() -> None:
@@ -393,6 +412,11 @@ async def test_where_nothing_can_ask_there_is_no_falling_back_but_a_hint() -> No
     world.websocket.result = lambda: FakeWire()
     wire: Any = await dialer.open(URL, {}, b"HELLO")
     assert wire.sent == [b"HELLO"]
+    world.websocket.result = lambda: None
+    opening = asyncio.create_task(dialer.open(URL, {}, b"HELLO"))
+    await world.clock.advance(3.1)
+    with pytest.raises(TimeoutError):
+        await opening
 
 
 def test_no_kinds_at_all() -> None:

@@ -6,15 +6,27 @@ import asyncio
 import base64
 import contextlib
 import gc
+import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import h11
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
-from rtkit.client import DialFailed, PollDialer, SseDialer, WireClosed, connect, http
+from rtkit.client import (
+    DialFailed,
+    PollDialer,
+    SseDialer,
+    TransportName,
+    WireClosed,
+    connect,
+    connecting,
+    http,
+)
 from rtkit.client.http import HttpFailed, http_maker
 from rtkit.client.websocket import version
+from rtkit.errors import ConnectionClosed
 from tests.support.hosts import CERTIFICATE, client_context
 
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -372,14 +384,53 @@ async def test_long_polling() -> None:
         await gone(server)
 
 
-async def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "http_is_installed", lambda: False)
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (http, connecting):
+        monkeypatch.setattr(module, "http_is_installed", lambda: False)
+
+
+@pytest.mark.usefixtures("no_library")
+async def test_without_the_library_it_is_said_what_to_install() -> None:
     for dialer in (SseDialer(), PollDialer()):
         with pytest.raises(DialFailed, match=r"pip install 'rtkit\[http\]'") as failed:
             await dialer.open("ws://127.0.0.1:1/ws", {}, HELLO)
         assert failed.value.terminal
-    for order in (["sse"], ["sse", "poll"], ["poll", "sse"]):
-        client = connect("ws://127.0.0.1:1/ws", transports=order)  # type: ignore[arg-type]
-        with pytest.raises(Exception, match=r"pip install 'rtkit\[http\]'"):
-            async with client:
+    orders: list[tuple[TransportName, ...]] = [("sse",), ("sse", "poll"), ("poll", "sse")]
+    for order in orders:
+        with pytest.raises(ConnectionClosed, match=r"pip install 'rtkit\[http\]'"):
+            async with connect("ws://127.0.0.1:1/ws", transports=order):
                 pass
+
+
+@pytest.mark.usefixtures("no_library")
+async def test_without_the_library_a_websocket_alone_works_as_ever() -> None:
+    async with serve(talk, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with connect(f"ws://127.0.0.1:{port}", receive_only=True) as client:
+            assert client.transport == "websocket"
+            assert await client.call(name="x") is None
+    async with serving(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n") as proxy:
+        with pytest.raises(ConnectionClosed, match=r"HTTP 426.*pip install 'rtkit\[http\]'"):
+            async with connect(proxy.url()):
+                pass
+        assert proxy.targets == ["GET /rt/ws"]
+
+
+async def talk(ws: ServerConnection) -> None:
+    """The least a hub does."""
+    async for frame in ws:
+        for line in str(frame).splitlines():
+            command = json.loads(line)
+            if "connect" in command:
+                await ws.send(json.dumps({"id": command["id"], "connect": {"client": "c", "rt": {"v": 1}}}))
+            elif "rpc" in command:
+                await ws.send(json.dumps({"id": command["id"], "rpc": {}}))
+
+
+async def test_a_certificate_nobody_vouches_for_is_no_reason_to_try_something_else() -> None:
+    async with serving(ssl=server_context()) as server:
+        with pytest.raises(ConnectionClosed) as closed:
+            async with connect(server.url().replace("127.0.0.1", "localhost"), transports=("sse", "poll")):
+                pass
+        assert closed.value.code == 1015

@@ -321,7 +321,7 @@ async def test_what_is_sent_before_the_session_is_known_waits() -> None:
     await finish(world, wire)
 
 
-async def test_a_request_carries_64_units_and_a_mebibyte_at_the_most() -> None:
+async def test_a_request_carries_64_units_and_256_kib_at_the_most() -> None:
     world = FakeWorld()
     wire, _ = await start(world)
     world.on = lambda r: r.reply(204)
@@ -331,11 +331,17 @@ async def test_a_request_carries_64_units_and_a_mebibyte_at_the_most() -> None:
     assert [r.body.count(b"\n") + 1 for r in world.requests] == [64, 64, 22]
     assert b"\n".join(r.body for r in world.requests).split(b"\n") == units
     world.requests.clear()
-    large = [b'{"id":%d,"x":"%b"}' % (n, b"x" * 400_000) for n in range(5)]
+    large = [b'{"id":%d,"x":"%b"}' % (n, b"x" * 100_000) for n in range(5)]
     await wire.send(b"\n".join(large))
     await world.pass_()
-    assert all(len(r.body) <= 1024 * 1024 for r in world.requests)
+    assert [r.body.count(b"\n") + 1 for r in world.requests] == [2, 2, 1]
     assert b"\n".join(r.body for r in world.requests).split(b"\n") == large
+    world.requests.clear()
+    larger = b'{"id":9,"x":"%b"}' % (b"x" * 300_000)
+    await wire.send(b'{"id":8}\n' + larger + b'\n{"id":10}')
+    await world.pass_()
+    assert [r.body for r in world.requests] == [b'{"id":8}', larger, b'{"id":10}']
+    assert "open, 0 units of 0 bytes" in repr(wire)
     await finish(world, wire)
 
 
@@ -351,7 +357,7 @@ async def test_what_may_not_have_been_taken_is_sent_again_with_its_number(fault:
         if fault == "network":
             asked.fail()
         elif fault == "silence":
-            await world.pass_(10.0)
+            await world.pass_(10.1)
             assert asked.given_up
             await world.pass_(0.3)
             break  # two of them are all that the patience allows
@@ -372,6 +378,50 @@ async def test_what_may_not_have_been_taken_is_sent_again_with_its_number(fault:
     assert {(r.headers["RT-Seq"], r.body) for r in again} == {("1", b'{"id":2}')}
     assert len(again) > 1
     assert (following.headers["RT-Seq"], following.body) == ("2", b'{"id":3}')
+    await finish(world, wire)
+
+
+async def test_a_body_that_is_too_large_on_this_way_is_sent_in_smaller_ones() -> None:
+    world = FakeWorld()
+    wire, _ = await start(world)
+    world.on = lambda r: r.reply(413 if len(r.body) > 100 else 204)
+    units = [b'{"id":%d,"x":"%b"}' % (n, b"x" * 50) for n in range(20)]
+    await wire.send(b"\n".join(units))
+    await world.pass_()
+    taken = [r for r in world.requests if len(r.body) <= 100]
+    assert b"\n".join(r.body for r in taken).split(b"\n") == units
+    assert [r.headers["RT-Seq"] for r in taken] == [str(n) for n in range(1, len(taken) + 1)]
+    assert len(world.requests) < 30, "it is remembered what was too much"
+    assert "open, 0 units of 0 bytes" in repr(wire)
+    await wire.send(b'{"x":"%b"}' % (b"x" * 100))
+    await world.pass_()
+    assert (await ending(wire)).code == 1009
+    await finish(world, wire)
+
+
+async def test_a_server_that_says_later_is_waited_for_as_long_as_it_says_so() -> None:
+    world = FakeWorld()
+    wire, _ = await start(world)
+    world.on = lambda r: r.reply(429, retry_after="5")
+    await wire.send(b'{"id":2}')
+    await world.pass_(300.0)
+    world.on = lambda r: r.reply(204)
+    await world.pass_(10.0)
+    assert {r.headers["RT-Seq"] for r in world.requests} == {"1"}
+    await wire.send(b'{"id":3}')
+    await world.pass_()
+    assert world.requests[-1].headers["RT-Seq"] == "2"
+    await finish(world, wire)
+
+
+async def test_a_slow_line_has_more_time_for_more_bytes() -> None:
+    world = FakeWorld()
+    wire, _ = await start(world)
+    await wire.send(b'{"x":"%b"}' % (b"x" * 160 * 1024))
+    await world.pass_(19.9)
+    assert not world.requests[0].given_up
+    await world.pass_(0.2)
+    assert world.requests[0].given_up
     await finish(world, wire)
 
 
@@ -401,7 +451,9 @@ async def test_an_answer_that_ends_the_session(status: int, code: int) -> None:
     await world.pass_()
     world.requests[0].reply(status)
     await world.pass_()
-    assert (await ending(wire)).code == code
+    closed = await ending(wire)
+    assert closed.code == code
+    assert ("does not know this session" in closed.reason) == (status in (404, 410))
     await finish(world, wire)
 
 
@@ -418,8 +470,7 @@ async def test_who_sends_too_much_waits_until_it_has_gone_up_or_the_pipe_ends() 
     world.requests[0].reply(204)
     await world.pass_()
     await waiting
-    for _ in range(2):
-        await wire.send(large)
+    await wire.send(large)
     stuck = asyncio.create_task(wire.send(b"{}"))
     await world.pass_()
     assert not stuck.done()
@@ -512,6 +563,24 @@ async def test_closing_ends_whoever_receives_or_sends() -> None:
         await receiving
     with pytest.raises(WireClosed):
         await wire.send(b"{}")
+
+
+@pytest.mark.parametrize("unfetched", [True, False])
+async def test_the_stream_is_closed_with_the_pipe_whatever_waits(unfetched: bool) -> None:
+    world = FakeWorld()
+    wire, body = await start(world)
+    if unfetched:
+        body.event({"a": 1})
+    await world.pass_()
+    await wire.close(3000, "")
+    assert body.closed
+    world, body = FakeWorld(), stream()
+    body.push(b":\n\n")
+    world.on = lambda r: r.stream(body)
+    wire = await dialer(world).open(URL, {}, HELLO)
+    await wire.close(3000, "")  # before anything of it could run
+    assert body.closed
+    world.check_nothing_is_left()
 
 
 async def test_a_fault_of_ours_ends_the_pipe_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from rtkit.client import Unsubscribed
 from rtkit.errors import ConnectionClosed
 from rtkit.ext import http_commands, http_units
 from rtkit.ext.http_commands import COMMANDS, MAX_CHANNELS, MAX_COMMANDS
-from rtkit.messages import Member
+from rtkit.messages import Member, PresenceStats
 from tests.unit.ext.conftest import Caller, Counted, Moved, Named, Said, World
 
 # -- publish ----------------------------------------------------------------------------------------------
@@ -384,15 +384,19 @@ async def test_removing_history_begins_a_new_epoch_and_members_learn_of_it(world
 
 
 async def test_presence_is_what_the_room_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    members = [Member("ann", "c1"), Member("ann", "c2"), Member("bob", "c3")]
+    members = [Member("ann", "c1"), Member("ann", "c2", {"n": 1}), Member("bob", "c3")]
 
     async def presence(room: Room[Any]) -> list[Member]:
         return members
 
+    async def presence_stats(room: Room[Any]) -> PresenceStats:
+        return PresenceStats(len(members), len({each.user for each in members}))
+
     monkeypatch.setattr(Room, "presence", presence)
-    assert await world.caller.result("presence", channel="kept:a") == {
-        "presence": {each.client: {"user": each.user, "client": each.client} for each in members}
-    }
+    monkeypatch.setattr(Room, "presence_stats", presence_stats)
+    found = (await world.caller.result("presence", channel="kept:a"))["presence"]
+    assert found.pop("c2") == {"user": "ann", "client": "c2", "chan_info": {"n": 1}}
+    assert found == {each: {"user": user, "client": each} for each, user in (("c1", "ann"), ("c3", "bob"))}
     assert await world.caller.result("presence_stats", channel="kept:a") == {"num_clients": 3, "num_users": 2}
     members.clear()
     assert await world.caller.result("presence", channel="kept:a") == {"presence": {}}
@@ -418,6 +422,40 @@ async def test_a_user_is_taken_out_of_a_room_on_every_node(world: World) -> None
         await world.caller.result("broadcast", channels=["kept:a", "kept:b"], data=1)
         assert (await world.two.next(his)).data == 1
         assert (await world.one.next(other)).data == 1
+
+
+async def test_an_order_may_be_about_one_client_on_whatever_node(world: World) -> None:
+    ann, ann2, bob = (
+        await world.one.connect(Identity("ann")),
+        await world.two.connect(Identity("ann")),
+        await world.two.connect(Identity("bob")),
+    )
+    one, two = await ann.join("kept:a"), await ann2.join("kept:a")
+    for command, more in (("unsubscribe", {"channel": "kept:a"}), ("disconnect", {}), ("refresh", {})):
+        # An id that is somebody else's is nobody's.
+        for client in (bob.client_id, "nobody"):
+            assert await world.caller.result(command, user="ann", client=client, **more) == {}
+    await world.one.settle()
+    assert {each.state for each in (ann, ann2, bob)} == {"connected"}
+    assert await world.caller.result("unsubscribe", user="ann", client=ann2.client_id, channel="kept:a") == {}
+    with pytest.raises(Unsubscribed):
+        await anext(two)
+    await world.caller.result("publish", channel="kept:a", data=1)
+    assert (await world.one.next(one)).data == 1
+    assert await world.caller.result("refresh", user="ann", client=ann2.client_id) == {}
+    await world.one.settle()
+    expiry = [
+        session.identity.expires_at is not None
+        for hub in (world.one.hub, world.two.hub)
+        for session in hub.engine.users["ann"]
+    ]
+    assert expiry == [False, True]
+    assert await world.caller.result("disconnect", user="ann", client=ann2.client_id) == {}
+    await world.one.settle()
+    with pytest.raises(ConnectionClosed) as caught:
+        await ann2.call(Said("anybody there?"))
+    assert caught.value.code == 3503
+    assert ann.state == bob.state == "connected"
 
 
 @pytest.mark.parametrize(
@@ -465,7 +503,6 @@ async def test_a_user_may_be_made_to_show_a_new_token(world: World) -> None:
         ("disconnect", {"user": ""}, 107),
         ("disconnect", {"user": "a\nb"}, 107),
         ("disconnect", {"user": "u" * 256}, 107),
-        ("disconnect", {"user": "ann", "client": "c1"}, 108),
         ("disconnect", {"user": "ann", "session": "s1"}, 108),
         ("disconnect", {"user": "ann", "whitelist": ["c1"]}, 108),
         ("disconnect", {"user": "ann", "disconnect": {}}, 107),
@@ -476,9 +513,9 @@ async def test_a_user_may_be_made_to_show_a_new_token(world: World) -> None:
         ("unsubscribe", {"channel": "kept:a"}, 107),
         ("unsubscribe", {"user": "ann"}, 107),
         ("unsubscribe", {"user": "ann", "channel": "nowhere"}, 102),
-        ("unsubscribe", {"user": "ann", "channel": "kept:a", "client": "c1"}, 108),
+        ("unsubscribe", {"user": "ann", "channel": "kept:a", "session": "s1"}, 108),
         ("refresh", {}, 107),
-        ("refresh", {"user": "ann", "client": "c1"}, 108),
+        ("refresh", {"user": "ann", "session": "s1"}, 108),
         ("refresh", {"user": "ann", "expire_at": 1}, 108),
         ("refresh", {"user": "ann", "expired": True, "info": {}}, 108),
         ("subscribe", {"user": "ann", "channel": "kept:a"}, 108),
@@ -573,7 +610,11 @@ async def test_info_is_about_this_node(world: World) -> None:
             "num_users": 1,
             "num_subs": 3,
             "num_channels": 2,
+            "uptime": 0,
         }
+    await world.one.clock.advance(5.5)
+    (node,) = (await world.caller.result("info"))["nodes"]
+    assert node["uptime"] == 5
 
 
 # -- batches ----------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_the_bounds_are_these() -> None:
     bounds = {row["bound"]: row["number"] for row in table(REFERENCE, "bound", "number")}
     text = json.dumps(bounds)
     limits = Limits()
-    assert limits.max_publication == 512 * 1024 and "512 KiB" in text and "4 MiB" in text
+    assert limits.max_publication == 1024 * 1024 and "1 MiB" in text and "8 MiB" in text
     assert str(limits.history_page) in text
     numbers = (http_commands.MAX_CHANNELS, http_commands.MAX_COMMANDS, http_commands._KEY)
     assert all(str(number) in bounds.values() for number in numbers)

@@ -19,6 +19,7 @@ class FaultyBroker(MemoryBroker):
     :ivar down: every call fails with BrokerUnavailable.
     :ivar failing: so does each of these calls; *errors* are raised by them instead, one each.
     :ivar deaf: deliveries of these topics (of all, if it is True) are lost without a trace.
+    :ivar losing_answers: so many revisions are done, and fail all the same.
     :ivar gates: a call waits until its gate, if it has one, is open.
     """
 
@@ -31,6 +32,7 @@ class FaultyBroker(MemoryBroker):
         self.gates: dict[str, asyncio.Event] = {}
         self.calls: list[str] = []
         self.lost = 0
+        self.losing_answers = 0
 
     def hold(self, name: str) -> asyncio.Event:
         """Make calls of *name* wait for the event that is returned."""
@@ -95,7 +97,11 @@ class FaultyBroker(MemoryBroker):
 
     async def revise(self, key: str, changes: Any, **options: Any) -> Any:
         await self._call("revise")
-        return await super().revise(key, changes, **options)
+        position = await super().revise(key, changes, **options)
+        if self.losing_answers:
+            self.losing_answers -= 1
+            raise BrokerUnavailable("revise: it was done, and the connection broke")
+        return position
 
     async def revision(self, key: str) -> Any:
         await self._call("revision")

@@ -442,7 +442,7 @@ async def test_declaring_while_it_runs(world: World) -> None:
         ({"auth_timeout": float("nan")}, "auth_timeout=…. is positive, not nan"),
         ({"handler_timeout": -1.0}, "handler_timeout"),
         ({"position_check": 0}, "position_check"),
-        ({"outbox": 100_000}, r"Limits\(outbox=100000\) must exceed max_publication=524288 by 64 KiB"),
+        ({"large": 1_100_000}, r"Limits\(large=1100000\) must exceed max_publication=1048576 by 64 KiB"),
     ],
 )
 def test_limits(options: dict[str, Any], message: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rtkit import Context, Grant, History, Hub, Limits, Reject, Router
+from rtkit import Context, Grant, History, Hub, Limits, Presence, Reject, Router
 from rtkit.errors import DeclarationError
 from tests.unit.hub.conftest import World
 
-RIGHTS = ("publish", "signal", "history")
+RIGHTS = ("publish", "signal", "history", "presence")
 
 
 @pytest.mark.parametrize("right", RIGHTS)
@@ -19,7 +19,8 @@ RIGHTS = ("publish", "signal", "history")
 async def test_each_right_by_itself(world: World, right: str, joined: bool) -> None:
     """A2: with it the command works, joined or not; without it, 103."""
     hub = world.hub()
-    hub.rooms("r:{x}", publishes=object, grant=Grant(right), history=History(5, ttl=60))  # type: ignore[arg-type]
+    grant: Any = Grant(right)  # type: ignore[arg-type]
+    hub.rooms("r:{x}", publishes=object, grant=grant, history=History(5, ttl=60), presence=Presence())
     client = await world.join(hub, "ann", *(["r:a"] if joined else []))
     for method in RIGHTS:
         reply = await client.request(method, channel="r:a", data=1)

@@ -200,7 +200,7 @@ async def test_event_source_puts_its_connect_command_into_the_query(world: World
         query="cf_connect=%7B%22id%22%3A1%2C%22connect%22%3A%7B%22token%22%3A%22ann%22%7D%7D",
     )
     client = WebClient(hub, world.clock)
-    client.pipe.stream = found.start(client.pipe)
+    client.down.stream = found.start(client.down)
     await client.settle()
     assert client.reply(1)["connect"]["client"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 import types
 from dataclasses import fields
 from typing import Any
@@ -39,6 +40,19 @@ async def test_the_program_that_does_more() -> None:
     page.print = printed.append
     await page.main()
     assert [message.data for message in printed] == ["hello"]
+
+
+def test_the_program_with_an_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks(PAGE, "python", "api")
+    monkeypatch.setenv("API_KEY", "correct-horse-battery-staple")
+    page = run(block)
+    served = list[dict[str, Any]]()
+    monkeypatch.setattr(page.rtkit, "serve", lambda hub, **options: served.append(options))
+    monkeypatch.setattr(page.asyncio, "run", lambda _: None)
+    _, _, main = block.text.partition('if __name__ == "__main__":\n')
+    exec(textwrap.dedent(main), vars(page))
+    assert isinstance(served[0]["api"], page.HttpApi)
+    assert served[0].keys() == {"port", "api"}
 
 
 @pytest.mark.parametrize("name", ["serve", "tls", "unix"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import ssl
@@ -18,7 +19,7 @@ from rtkit.server.http import HttpConnection
 from rtkit.server.site import Site
 from rtkit.server.streams import HttpStream, chunk, chunk_form
 from rtkit.testing.clock import ManualClock
-from rtkit.transports import Batch
+from rtkit.transports import Answer, Batch, HttpRequest, Streaming
 from tests.support.hosts import CERTIFICATE, client_context
 from tests.unit.server.exchange import HttpAcceptor, Told, event
 from tests.unit.server.test_http_cuts import Network
@@ -366,6 +367,33 @@ async def test_a_stream_that_was_granted_too_late(world: ServerWorld) -> None:
     world.acceptor.gate.set()
     await world.settle()
     assert world.acceptor.streams == []
+
+
+async def test_a_hub_that_does_not_let_itself_be_cancelled(
+    world: ServerWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(request: HttpRequest) -> Answer:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        return Streaming((("content-type", "text/event-stream"),), world.acceptor.start)
+
+    world.acceptor.answer = answer  # type: ignore[method-assign]
+    client = await world.ask(OPEN)
+    await world.clock.advance(31)
+    assert client.answer().status == 503
+    assert client.gone
+    assert world.acceptor.streams == []
+    assert caplog.records == []
+
+
+async def test_a_head_that_cannot_be_sent(world: ServerWorld, caplog: pytest.LogCaptureFixture) -> None:
+    world.acceptor.on_request = lambda _: Streaming((("x", "a\r\nb"),), world.acceptor.start)
+    client = await world.ask(OPEN)
+    assert client.heard == b""
+    assert client.gone
+    assert "LocalProtocolError" in caplog.text
+    assert world.acceptor.streams == []
+    await world.others_are_served()
 
 
 # -- faults of the hub ---------------------------------------------------------------------------------

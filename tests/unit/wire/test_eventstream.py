@@ -131,7 +131,7 @@ HOSTILE = {
     "nested deeply": "1" + "kZGR" * 1000,
     "too long": "1" + "A" * 4096,
     "a BOM": "\ufeff1kgCQ",
-    "full-width digits": "１kgCQ",
+    "full-width digits": "\uff11kgCQ",
 }
 
 

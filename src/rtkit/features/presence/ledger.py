@@ -213,10 +213,8 @@ class Ledger:
     def _lease_lost(self) -> None:
         """Others may have taken away what this node had written: write it again (P3)."""
         for room in self._rooms.values():
-            room.indexed = ""
             for client, mine in room.mine.items():
                 if mine.there:
-                    mine.doubt = True
                     self._mark(room, client, mine)
 
     def _mark(self, room: _Room, client: str, mine: Mine) -> None:

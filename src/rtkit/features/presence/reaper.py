@@ -56,8 +56,7 @@ async def reap(engine: Engine, broker: StateBroker) -> None:
 
 async def _reap_life(engine: Engine, broker: StateBroker, life: str) -> None:
     rooms = await broker.entries(index_of(life))
-    logger.warning("node %s is dead; its clients were in %d rooms", life, len(rooms))
-    engine.counters.add("reaped")
+    logger.info("life %s is over; it had clients in %d rooms", life, len(rooms))
     for count, name in enumerate(rooms, 1):
         if not await _reap_room(engine, broker, life, name):
             return
@@ -97,4 +96,5 @@ async def _reap_room(engine: Engine, broker: StateBroker, life: str, name: str) 
             )
             if done is None:
                 break  # somebody was faster with some of them
+            engine.counters.add("reaped", amount=len(some))
     return False

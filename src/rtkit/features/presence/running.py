@@ -71,6 +71,7 @@ class Running:
         self._broker = broker
         self._ledger = Ledger(engine, broker)
         self._watches: dict[str, Watch] = {}
+        self._reads: dict[str, asyncio.Task[dict[str, Present] | Unavailable]] = {}
         self._tending = False
         self._closed = False
         self.calls: Mapping[str, FeatureCall] = {"rt.presence.update": self._update_call}
@@ -94,11 +95,9 @@ class Running:
         watch.coming.add(member)
         try:
             await watch.open()
-        except BaseException:
-            self._unwatch(member)
-            raise
-        if member.left:
-            self._unwatch(member)
+        finally:
+            if member.left:
+                self._unwatch(member)  # it was taken out meanwhile; nobody will say so again
 
     def joined(self, member: Member, result: SubscribeResult) -> None:
         """See :meth:`.RunningFeature.joined`."""
@@ -183,14 +182,31 @@ class Running:
         if watch is not None and watch.current:
             found = dict(watch.roster.members)
         else:
-            entries = await self._broker.entries(key_of(name))
-            found = {each.client: each for each in decode_members(self._engine, name, entries)}
+            found = dict(await self._read(name))
         for client, mine in self._ledger.of(name).items():
             if mine.there:
                 found[client] = self._ledger.shown(client, mine)
             elif mine.member is not None:
                 found.pop(client, None)
         return found
+
+    async def _read(self, name: str) -> Mapping[str, Present]:
+        """What the broker has; many who ask at the same time share one read (F2)."""
+        reading = self._reads.get(name)
+        if reading is None:
+            reading = self._reads[name] = self._engine.task(self._read_entries, name)
+            reading.add_done_callback(lambda _: self._reads.pop(name, None))
+        found = await asyncio.shield(reading)
+        if isinstance(found, Unavailable):
+            raise found
+        return found
+
+    async def _read_entries(self, name: str) -> dict[str, Present] | Unavailable:
+        try:
+            entries = await self._broker.entries(key_of(name))
+        except Unavailable as error:
+            return error
+        return {each.client: each for each in decode_members(self._engine, name, entries)}
 
     # -- meta --------------------------------------------------------------------------------------
 
@@ -227,10 +243,9 @@ class Running:
         engine = self._engine
         interval = engine.limits.position_check
         checked_at = engine.clock.monotonic()
-        await engine.lease.hold()
         while True:
-            await sleep(engine.clock, _CHECK * (0.8 + engine.random.random() / 5))
             try:
+                await engine.lease.hold()
                 await reap(engine, self._broker)
                 await self._ledger.renew()
                 if interval is not None and engine.clock.monotonic() - checked_at >= interval * 0.9:
@@ -240,6 +255,7 @@ class Running:
                 logger.debug("presence could not be looked after: %s", error)
             except Exception as error:
                 logger.exception("presence could not be looked after", exc_info=error)
+            await sleep(engine.clock, _CHECK * (0.8 + engine.random.random() / 5))
 
     async def _check_positions(self) -> None:
         """Compare positions, so that a lost last notice is noticed too (P2, H4)."""

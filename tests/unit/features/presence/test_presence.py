@@ -160,11 +160,9 @@ async def test_at_most_two_frames_a_second(world: World) -> None:
     ann, _ = await watching(world, hub, "ann")
     at: list[float] = []
     heard = len(frames(ann))
-    joined = 0
     for step in range(100):
         await world.join(hub, f"user{step}", "chat:a")
         await world.clock.advance(0.05)
-        joined += 1
         if len(frames(ann)) > heard:
             assert len(frames(ann)) == heard + 1
             heard += 1
@@ -280,6 +278,35 @@ async def test_nothing_is_said_of_a_room_that_was_left(world: World) -> None:
         "bob",
         "eve",
     ]
+
+
+async def test_what_was_queued_for_a_room_that_was_left_is_void(world: World) -> None:
+    hub = hub_of(world)
+    ann, _ = await watching(world, hub, "ann")
+    ann.pipe.choke()
+    await world.join(hub, "bob", "chat:a")
+    ann.ask("unsubscribe", channel="chat:a")
+    await world.settle()
+    ann.pipe.drain()
+    await world.advance(2)
+    assert [users(each["joins"]) for each in frames(ann)] == [["ann"]]
+
+
+async def test_who_is_taken_out_while_it_is_read_who_is_there_leaves_nothing(world: World) -> None:
+    broker = FaultyBroker(world.backend)
+    hub = hub_of(world, broker=broker)
+    ann = await world.join(hub, "ann")
+    gate = broker.hold("revision")
+    asked = ann.ask("subscribe", channel="chat:a", presence=True)
+    await world.settle()
+    assert len(hub.engine.listeners) == 1
+    await hub.room("chat:a").remove("ann", reason="enough")
+    await world.settle()
+    gate.set()
+    await ann.settle()
+    assert "error" in ann.reply(asked)
+    assert hub.engine.listeners == {} and hub.engine.rooms == {}
+    assert await hub.room("chat:a").presence() == []
 
 
 async def test_who_may_not_see_it_any_more_is_told_nothing(world: World) -> None:
@@ -456,6 +483,21 @@ async def test_who_comes_to_a_large_room_before_it_shrinks_gets_a_list(world: Wo
     assert sorted(users(frames(ann)[-1]["members"])) == ["ann", "dan"]
 
 
+async def test_who_was_only_told_a_number_is_told_the_list_whatever_the_others_know(world: World) -> None:
+    """It was too large for a moment between two frames."""
+    hub = hub_of(world, listed=2)
+    ann, _ = await watching(world, hub, "ann")
+    bob = await world.join(hub, "bob", "chat:a")  # two frames have left
+    eve = await world.join(hub, "eve", "chat:a")
+    dan, snapshot = await watching(world, hub, "dan")
+    assert "members" not in snapshot
+    for each in (eve, bob):
+        await each.call("unsubscribe", channel="chat:a")
+    await world.advance(2)
+    assert sorted(users(frames(dan)[0]["members"])) == ["ann", "dan"]
+    assert len(frames(ann)) == 3
+
+
 async def test_a_list_is_bounded_in_bytes_too(world: World) -> None:
     hub = hub_of(world, meta=lambda identity: {"x": "y" * 500}, listed_size=1500)
     ann, _ = await watching(world, hub, "ann")
@@ -565,11 +607,16 @@ async def test_what_nobody_of_ours_has_written_harms_nothing(world: World, error
     world.backend.publish(topic, b"{}", None)
     await world.advance(2)
     assert errors()
+    # A notice that cannot be read is still the news that something has changed.
+    eve = b'{"v":1,"user":"eve","node":"n","life":"l"}'
+    world.backend.revise(key, {"z": eve}, 60, {}, topic, b'{"v":9}')
+    await world.advance(2)
+    assert users(frames(ann)[-1]["joins"]) == ["eve"]
     bob = await world.join(hub, "bob", "chat:a")
     await world.advance(2)
     assert users(frames(ann)[-1]["joins"]) == ["bob"]
     found = (await bob.call("presence", channel="chat:a"))["presence"]
-    assert sorted(each["user"] for each in found.values()) == ["ann", "bob"]
+    assert sorted(each["user"] for each in found.values()) == ["ann", "bob", "eve"]
 
 
 async def test_to_ask_who_is_there_needs_the_broker(world: World) -> None:
@@ -579,10 +626,32 @@ async def test_to_ask_who_is_there_needs_the_broker(world: World) -> None:
     broker.failing = {"revision", "entries"}
     error = await ann.refused("subscribe", channel="chat:b", presence=True)
     assert error["code"] == 100 and error["temporary"]
+    assert hub.engine.listeners == {}
     assert (await ann.refused("presence", channel="chat:b"))["code"] == 100
     broker.failing = set()
     assert (await ann.call("subscribe", channel="chat:b", presence=True))["presence"] == {"members": []}
     await world.advance(1)
+
+
+async def test_many_who_ask_at_the_same_time_share_a_read(world: World) -> None:
+    """F2."""
+    broker = FaultyBroker(world.backend)
+    hub = hub_of(world, broker=broker)
+    await world.join(hub, "bob", "chat:a")
+    clients = [await world.join(hub, f"user{n}") for n in range(20)]
+    del broker.calls[:]
+    gate = broker.hold("entries")
+    asked = [client.ask("presence", channel="chat:a") for client in clients]
+    await world.settle()
+    await clients[0].drop()  # of one that is waited for by others
+    del broker.gates["entries"]
+    gate.set()
+    await world.settle()
+    reads = [call for call in broker.calls if call == "entries"]
+    # Each of them asked whether it is banned, too.
+    assert len(reads) == 20 + 1
+    for client, id in zip(clients[1:], asked[1:], strict=True):
+        assert len(client.reply(id)["presence"]["presence"]) == 1
 
 
 async def test_presence_through_the_test_hub() -> None:

@@ -1,0 +1,130 @@
+"""The chat example in Chromium behind proxies that do not let WebSockets through (T7): it connects, soon, and works."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from tests.support.browser import Tabs
+from tests.support.chatpage import ChatServer, Person, serve_chat
+from tests.support.proxies import (
+    Fault,
+    Proxy,
+    accept_and_stay_mute,
+    buffer,
+    cut_after,
+    have_no_time,
+    pass_on,
+    refuse_upgrades,
+    strip_upgrades,
+)
+
+#: Seconds to a working connection, at the most.
+SOON = 5.0
+#: What Chromium writes when a proxy does what these do.
+NOISE = r"Failed to load resource|WebSocket connection to"
+
+
+@pytest.fixture
+async def chat() -> AsyncIterator[ChatServer]:
+    async with serve_chat() as server:
+        yield server
+
+
+async def enter(person: Person, name: str) -> float:
+    """Come in; the seconds it took to be connected."""
+    began = time.monotonic()
+    await person.enter(name)
+    took = time.monotonic() - began
+    print(f"{took:.2f} s")  # noqa: T201
+    return took
+
+
+def opened(proxy: Proxy, transport: str) -> int:
+    """How many sessions were opened by a transport through the proxy."""
+    line = {"websocket": b"GET /rt/ws ", "sse": b"POST /rt/sse ", "poll": b"POST /rt/poll "}[transport]
+    return sum(seen.startswith(line) for seen in proxy.seen)
+
+
+async def talk(tabs: Tabs, chat: ChatServer, bob: Person) -> None:
+    """A conversation both ways, with somebody on a good network."""
+    ann = Person(await tabs.open(chat.url))
+    await ann.enter("ann")
+    await ann.sees("ann (you)", "bob")
+    said: Sequence[tuple[str, str]] = [
+        *(("ann", f"to bob {number}") for number in range(5)),
+        *(("bob", f"to ann {number}") for number in range(5)),
+    ]
+    await ann.say(*(text for name, text in said if name == "ann"))
+    await bob.hears(*said[:5])
+    await bob.say(*(text for name, text in said if name == "bob"))
+    for person in (ann, bob):
+        await person.hears(*said)
+        await person.waits_to_send()
+    await bob.page.close()
+    await ann.sees("ann (you)")
+
+
+@pytest.mark.parametrize(
+    ("fault", "transport"),
+    [
+        (refuse_upgrades(b"403 Forbidden"), "sse"),
+        (refuse_upgrades(b"502 Bad Gateway"), "sse"),
+        (refuse_upgrades(b""), "sse"),
+        (strip_upgrades, "sse"),
+        (accept_and_stay_mute(handshake=True), "sse"),
+        (accept_and_stay_mute(handshake=False), "sse"),
+        (buffer, "poll"),
+    ],
+    ids=["forbidden", "bad gateway", "hangs up", "strips", "mute", "mute from the start", "buffers"],
+)
+async def test_where_websockets_do_not_get_through(
+    tabs: Tabs, chat: ChatServer, fault: Fault, transport: str
+) -> None:
+    async with Proxy(chat.port, fault) as proxy:
+        bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
+        with tabs.expecting(NOISE):
+            assert await enter(bob, "bob") < SOON
+        assert opened(proxy, transport) == 1
+        assert opened(proxy, "websocket") >= 1
+        await talk(tabs, chat, bob)
+
+
+async def test_streams_that_are_cut_after_a_while_go_on(tabs: Tabs, chat: ChatServer) -> None:
+    async with Proxy(chat.port, cut_after(5)) as proxy:
+        bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
+        assert await enter(bob, "bob") < SOON
+        await asyncio.sleep(5)  # what is measured is real time
+        await talk(tabs, chat, bob)
+
+
+async def test_a_server_without_time_does_not_cost_the_transport(tabs: Tabs, chat: ChatServer) -> None:
+    async with Proxy(chat.port, pass_on) as proxy:
+        bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
+        with tabs.expecting(NOISE):
+            proxy.fault = have_no_time
+            await bob.find("#name").fill("bob")
+            await bob.find("#name").press("Enter")
+            await bob.has_state("waiting")
+            proxy.fault = pass_on
+            began = time.monotonic()
+            await bob.is_in()
+        took = time.monotonic() - began
+        print(f"{took:.2f} s")  # noqa: T201
+        assert took < SOON
+        assert opened(proxy, "sse") == opened(proxy, "poll") == 0
+        await talk(tabs, chat, bob)
+
+
+async def test_what_works_is_remembered_by_other_pages(tabs: Tabs, chat: ChatServer) -> None:
+    async with Proxy(chat.port, accept_and_stay_mute(handshake=True)) as proxy:
+        bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
+        await enter(bob, "bob")
+        before = opened(proxy, "websocket")
+        second = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/", beside=bob.page))
+        assert await enter(second, "bob") < 2
+        assert opened(proxy, "websocket") == before
+        await talk(tabs, chat, second)

@@ -1,0 +1,546 @@
+"""Presence when nodes die, brokers go away and clients move (P3, P4)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from rtkit import Grant, Hub, Limits, Presence
+from rtkit.features.presence import ledger
+from rtkit.features.presence.entries import LIVES, REAPING
+from rtkit.hub.lease import LEASE, NODES
+from tests.support.rawclient import RawClient, Unit
+from tests.unit.features.presence.test_presence import frames, hub_of, id_of, users, watching
+from tests.unit.hub.brokers import FaultyBroker
+from tests.unit.hub.conftest import World
+
+KEY = "presence:chat:a"
+
+
+def stored(world: World, key: str = KEY) -> dict[str, Any]:
+    """The entries of a room, decoded, by user."""
+    found = [msgspec.json.decode(value) for value in world.backend.entries(key).values()]
+    return {each["user"]: each for each in found}
+
+
+def told(client: RawClient, what: str) -> list[str]:
+    """The users that a client was told have come, or have left, in order."""
+    return [user for frame in frames(client) for user in users(frame.get(what, []))]
+
+
+def killed(world: World, hub: Hub[Any]) -> None:
+    """The node is gone between two instructions: it says goodbye to nobody."""
+    broker: Any = hub.engine.broker
+    broker.down = True
+    broker.abandon()
+    world.hubs.remove(hub)
+    world.dead.append(hub)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+async def cluster(world: World) -> Any:
+    """Nodes that can be killed, and are buried at the end."""
+    world.dead = []  # type: ignore[attr-defined]
+    yield world
+    for hub in world.dead:  # type: ignore[attr-defined]
+        closing = asyncio.ensure_future(hub.aclose())
+        await world.clock.advance(20)
+        await closing
+
+
+def node(world: World, **policy: Any) -> tuple[Hub[Any], FaultyBroker]:
+    broker = FaultyBroker(world.backend)
+    return hub_of(world, broker=broker, **policy), broker
+
+
+# -- a node dies --------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_node_is_reaped_once_and_each_survivor_sees_one_leave(cluster: World) -> None:
+    """P3: within the lease and one check."""
+    world = cluster
+    hubs = [node(world)[0] for _ in range(3)]
+    watchers = [(await watching(world, hub, f"watcher{n}"))[0] for n, hub in enumerate(hubs[:2])]
+    await world.join(hubs[2], "bob", "chat:a", "chat:alone")
+    await world.join(hubs[2], "eve", "chat:a")
+    await world.advance(12)  # nobody concludes anything earlier
+    assert set(stored(world)) == {"watcher0", "watcher1", "bob", "eve"}
+    killed(world, hubs[2])
+    await world.advance(LEASE - 4)
+    assert all(told(watcher, "leaves") == [] for watcher in watchers)
+    await world.advance(4 + 5)
+    for watcher in watchers:
+        assert sorted(told(watcher, "leaves")) == ["bob", "eve"]
+    await world.advance(60)
+    for watcher in watchers:
+        assert sorted(told(watcher, "leaves")) == ["bob", "eve"]
+        assert sorted(told(watcher, "joins"))[:2] == ["bob", "eve"]
+    # In rooms too in which no survivor is; and nothing else is left of it.
+    assert stored(world, "presence:chat:alone") == {}
+    dead = hubs[2].node_id
+    assert not any(life.startswith(dead) for life in world.backend.entries(LIVES))
+    assert world.backend.entries(REAPING) == {}
+    assert dead not in world.backend.entries(NODES)
+    assert not any(dead in key for key in world.backend._state)
+    assert sum(hub.engine.counters.get("reaped") for hub in hubs[:2]) == 3
+
+
+async def test_a_node_that_dies_while_it_reaps_is_stood_in_for(cluster: World) -> None:
+    """P3: the claim runs out."""
+    world = cluster
+    (one, first), (two, _), (three, _) = node(world), node(world), node(world)
+    ann, _ = await watching(world, two, "ann")
+    await world.join(one, "dan", "chat:a")
+    await world.join(three, "bob", "chat:a")
+    await world.advance(12)
+    first.hold("revise")
+    killed(world, three)
+    await world.advance(LEASE + 5)
+    if world.backend.entries(REAPING):  # it was this one that had claimed it
+        assert "bob" not in told(ann, "leaves")
+    killed(world, one)
+    first.gates["revise"].set()
+    await world.advance(2 * LEASE + 10)
+    assert sorted(told(ann, "leaves")) == ["bob", "dan"]
+
+
+async def test_who_moves_while_its_node_is_reaped_is_not_taken_away(cluster: World) -> None:
+    """P3: a reap deletes only what the dead life still has."""
+    world = cluster
+    (one, first), (two, _) = node(world), node(world)
+    ann, _ = await watching(world, one, "ann")
+    bob = await world.join(two, "bob", "chat:a")
+    await world.join(two, "eve", "chat:a")
+    await world.advance(12)
+    gate = first.hold("revise")
+    killed(world, two)
+    await world.advance(LEASE + 5)
+    assert set(stored(world)) == {"ann", "bob", "eve"}
+    entry = msgspec.json.encode({**stored(world)["bob"], "node": "elsewhere", "life": "new", "generation": 1})
+    world.backend.revise(KEY, {id_of(bob): entry}, 60, {}, "\0presence:chat:a", b'{"v":1}')
+    gate.set()
+    await world.advance(LEASE + 10)
+    assert told(ann, "leaves") == ["eve"]
+    assert stored(world)["bob"]["node"] == "elsewhere"
+
+
+async def test_when_all_nodes_have_died_the_next_one_cleans_up(cluster: World) -> None:
+    world = cluster
+    one, _ = node(world)
+    await world.join(one, "bob", "chat:a", "chat:b")
+    killed(world, one)
+    two = hub_of(world)
+    await two.start()
+    assert [each.user for each in await two.room("chat:a").presence()] == ["bob"]  # nothing is known yet
+    await world.advance(LEASE + 6)
+    assert await two.room("chat:a").presence() == []
+    assert stored(world, "presence:chat:b") == {}
+
+
+async def test_an_orderly_end_leaves_nothing_and_is_seen_at_once(world: World) -> None:
+    one, two = hub_of(world), hub_of(world)
+    ann, _ = await watching(world, one, "ann")
+    await world.join(two, "bob", "chat:a", "chat:b")
+    await world.advance(2)
+    await two.aclose()
+    await ann.settle()
+    assert told(ann, "leaves") == ["bob"]
+    await one.aclose()
+    assert world.backend.statistics().fields == 0 or set(world.backend._state) <= {"secret"}
+
+
+async def test_an_end_waits_a_moment_for_the_broker(world: World) -> None:
+    (one, _), (two, second) = node(world), node(world)
+    ann, _ = await watching(world, one, "ann")
+    await world.join(two, "bob", "chat:a")
+    await world.advance(2)
+    second.failing = {"revise"}
+    closing = asyncio.ensure_future(two.aclose())
+    await world.clock.advance(0.2)
+    second.failing = set()
+    await world.clock.advance(1.5)
+    assert closing.done()
+    await ann.settle()
+    assert told(ann, "leaves") == ["bob"]
+
+
+# -- the broker goes away ------------------------------------------------------------------------------------
+
+
+async def test_after_an_outage_nobody_is_reaped(world: World) -> None:
+    """P3: all leases have run out, and nobody is dead."""
+    (one, first), (two, second) = node(world), node(world)
+    ann, _ = await watching(world, one, "ann")
+    bob, _ = await watching(world, two, "bob")
+    await world.advance(15)
+    heard = len(frames(ann)), len(frames(bob))
+    for broker in (first, second):
+        broker.down = True
+    await world.advance(60)
+    # One is back before the other: what it sees of it proves nothing.
+    first.down = False
+    await world.advance(LEASE - 3)
+    second.down = False
+    await world.advance(60)
+    assert (len(frames(ann)), len(frames(bob))) == heard
+    assert set(stored(world)) == {"ann", "bob"}
+    assert one.engine.counters.get("reaped") == two.engine.counters.get("reaped") == 0
+    assert len(world.backend.entries(LIVES)) == 2
+
+
+async def test_a_node_that_was_cut_off_and_reaped_registers_again(world: World) -> None:
+    """P3: its clients are there again, and it does not take them for new ones."""
+    (one, _), (two, second) = node(world), node(world)
+    ann, _ = await watching(world, one, "ann")
+    bob, _ = await watching(world, two, "bob")
+    await world.advance(15)
+    second.down = True
+    second.deaf = True
+    await world.advance(LEASE + 8)
+    assert told(ann, "leaves") == ["bob"]
+    before = len(frames(bob))
+    second.down = False
+    second.deaf = False
+    await world.advance(40)
+    assert told(ann, "joins")[-1] == "bob"
+    assert set(stored(world)) == {"ann", "bob"}
+    assert stored(world)["bob"]["life"] == two.engine.lease.incarnation
+    assert told(bob, "leaves") == []
+    assert len(frames(bob)) == before
+
+
+async def test_a_broker_that_has_lost_everything_learns_it_again(world: World) -> None:
+    one = hub_of(world)
+    ann, _ = await watching(world, one, "ann")
+    await ann.call("presence_update", channel="chat:a", meta={"x": 1})
+    await world.join(one, "bob", "chat:a")
+    await world.advance(15)
+    heard = len(frames(ann))
+    world.backend._state.clear()
+    await world.advance(60)
+    assert set(stored(world)) == {"ann", "bob"}
+    assert stored(world)["ann"]["meta"] == {"x": 1}
+    members = {each.user: each.meta for each in await one.room("chat:a").presence()}
+    assert members == {"ann": {"x": 1}, "bob": {}}
+    assert len(told(ann, "joins")) == len(set(told(ann, "joins"))) == 2
+    assert len(frames(ann)) >= heard
+
+
+async def test_who_comes_and_goes_while_the_broker_is_away(world: World) -> None:
+    (one, _), (two, second) = node(world), node(world)
+    ann, _ = await watching(world, one, "ann")
+    bob = await world.join(two, "bob", "chat:a")
+    await world.join(two, "eve", "chat:a")
+    await world.advance(2)
+    second.failing = {"revise", "put", "renew", "remove", "entries"}
+    await bob.call("unsubscribe", channel="chat:a")
+    await world.advance(4)
+    assert told(ann, "leaves") == []
+    second.failing = set()
+    await world.advance(3)
+    assert told(ann, "leaves") == ["bob"]
+    assert set(stored(world)) == {"ann", "eve"}
+
+
+@pytest.mark.parametrize("what", ["join", "leave"])
+async def test_a_revision_whose_answer_is_lost_is_found_out(world: World, what: str) -> None:
+    """It was done, and nobody knows: to do it again must not be seen."""
+    (one, _), (two, second) = node(world), node(world)
+    ann, _ = await watching(world, one, "ann")
+    bob = await world.join(two, "bob")
+    if what == "leave":
+        await bob.call("subscribe", channel="chat:a")
+        await world.advance(2)
+    second.losing_answers = 1
+    await bob.call("subscribe" if what == "join" else "unsubscribe", channel="chat:a")
+    await world.advance(20)
+    assert told(ann, "joins") == ["ann", "bob"]
+    assert told(ann, "leaves") == ([] if what == "join" else ["bob"])
+    assert ("bob" in stored(world)) == (what == "join")
+    assert second.losing_answers == 0
+
+
+async def test_what_changes_while_it_is_written_is_written_again(world: World) -> None:
+    one, broker = node(world)
+    ann, _ = await watching(world, one, "ann")
+    await world.advance(2)
+    gate = broker.hold("revise")
+    for n in range(3):
+        await ann.call("presence_update", channel="chat:a", meta={"n": n})
+    gate.set()
+    await world.advance(2)
+    assert stored(world)["ann"]["meta"] == {"n": 2}
+    broker.gates["revise"] = asyncio.Event()
+    await ann.call("presence_update", channel="chat:a", meta={"n": 3})
+    await ann.call("unsubscribe", channel="chat:a")
+    broker.gates["revise"].set()
+    await world.advance(2)
+    assert stored(world) == {}
+    assert world.backend.entries(f"presence-rooms:{one.node_id}/{one.engine.lease.incarnation}") == {}
+
+
+async def test_a_broker_that_fails_in_its_own_way_is_tried_again(world: World, errors: Any) -> None:
+    one, broker = node(world)
+    broker.errors["revise"] = [RuntimeError("a bug of the broker's")]
+    await world.join(one, "ann", "chat:a")
+    await world.advance(3)
+    assert set(stored(world)) == {"ann"}
+    assert [record.getMessage() for record in errors()] == ["room 'chat:a': presence could not be written"]
+
+
+async def test_an_end_without_a_broker_is_bounded_and_left_to_others(world: World) -> None:
+    (one, _), (two, second) = node(world), node(world)
+    ann, _ = await watching(world, one, "ann")
+    await world.join(two, "bob", "chat:a")
+    await world.advance(15)
+    second.down = True
+    closing = asyncio.ensure_future(two.aclose())
+    await world.advance(8)
+    assert closing.done()
+    await closing
+    await world.advance(LEASE + 6)
+    assert told(ann, "leaves") == ["bob"]
+
+
+# -- what it costs --------------------------------------------------------------------------------------------
+
+
+async def test_keeping_presence_costs_per_node_and_not_per_member(world: World) -> None:
+    """P3: ten thousand members, in many rooms and one, and fewer than five commands a second."""
+    broker = FaultyBroker(world.backend)
+    hub = hub_of(world, broker=broker)
+    await hub.start()
+    engine = hub.engine
+    family, params = engine.lookup("chat:a")
+
+    class Client:
+        """As much of a session as the ledger looks at."""
+
+        def __init__(self, n: int) -> None:
+            self.id = f"c{n}"
+            self.generation = 0
+            self.rooms: dict[str, Any] = {}
+            self.identity = type("Identity", (), {"user": f"user{n}"})()
+
+    for n in range(10_000):
+        member: Any = type("Member", (), {})()
+        member.session = Client(n)
+        member.room = type("Room", (), {})()
+        member.room.name = f"chat:{n % 100}"
+        member.room.family = family
+        engine.features["presence"].entered(member)
+    await watching(world, hub, "ann")
+    await world.settle()
+    assert len(world.backend.entries("presence:chat:7")) == 100
+    del broker.calls[:]
+    seconds = 120
+    await world.advance(seconds)
+    assert len(broker.calls) / seconds < 1
+    assert params == {"x": "a"}
+
+
+async def test_an_idle_room_has_no_task_and_no_timer(world: World) -> None:
+    """C5."""
+    hub = hub_of(world)
+    await watching(world, hub, "ann")
+    await world.advance(5)
+    idle = hub.statistics()
+    await world.join(hub, "bob", "bare:a")
+    bare = hub.statistics()
+    for n in range(20):
+        await world.join(hub, f"user{n}", "chat:a")
+    await world.advance(15)
+    now = hub.statistics()
+    assert now.tasks == idle.tasks
+    assert now.deadlines - idle.deadlines == 21 * (bare.deadlines - idle.deadlines)
+
+
+async def test_entries_are_renewed_long_before_they_run_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "KEPT", 200.0)
+    monkeypatch.setattr(ledger, "_RENEWED", 50.0)
+    hub = hub_of(world)
+    ann, _ = await watching(world, hub, "ann")
+    await world.join(hub, "bob", "chat:a", "chat:b")
+    for _ in range(50):
+        await world.advance(10, step=5)
+        assert set(stored(world)) == {"ann", "bob"}
+        assert set(stored(world, "presence:chat:b")) == {"bob"}
+        (life,) = world.backend.entries(LIVES)
+        assert set(world.backend.entries(f"presence-rooms:{life}")) == {"chat:a", "chat:b"}
+    # What was gone all the same is written again.
+    world.backend.remove(KEY, id_of(ann), None)
+    await world.advance(60)
+    assert set(stored(world)) == {"ann", "bob"}
+    assert not told(ann, "leaves")
+
+
+# -- clients that come back (C3, C4, P4) ------------------------------------------------------------------------
+
+
+def parking_hub(world: World, broker: Any = None) -> Hub[Any]:
+    hub = world.hub(broker=broker, parks=True, secret=b"s" * 32)
+    hub.rooms(
+        "chat:{x}",
+        publishes=object,
+        grant=Grant("presence", "publish"),
+        presence=Presence(meta=lambda identity: {"first": True}),
+    )
+    return hub
+
+
+async def come_back(world: World, hub: Hub[Any], gone: RawClient, user: str) -> tuple[RawClient, Unit]:
+    """Another connection of the same session."""
+    client = world.client(hub, rt=True)
+    id = client.ask("connect", token=user, rt={"v": 1, "resume": gone.reply(1)["connect"]["rt"]["resume"]})
+    await client.settle()
+    if not client.answered(id):
+        await world.advance(5)  # it is waited for a node that does not answer
+    result: Unit = client.reply(id)["connect"]
+    return client, result
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same node", "another node"])
+async def test_to_reconnect_within_the_grace_is_invisible(world: World, elsewhere: bool) -> None:
+    """P4; and what a client says about itself is still said. It gets a fresh snapshot (C3)."""
+    one, two = parking_hub(world), parking_hub(world)
+    ann, _ = await watching(world, one, "ann")
+    bob, _ = await watching(world, one, "bob")
+    await bob.call("presence_update", channel="chat:a", meta={"mood": "good"})
+    await world.advance(3)
+    before = len(frames(ann))
+    await bob.drop()
+    await world.advance(10)
+    await two.start()
+    back, reply = await come_back(world, two if elsewhere else one, bob, "bob")
+    assert reply["rt"]["resumed"] and reply["client"] == id_of(bob)
+    result = await back.call("subscribe", channel="chat:a", presence=True)
+    assert sorted(users(result["presence"]["members"])) == ["ann", "bob"]
+    await world.advance(100)
+    assert len(frames(ann)) == before
+    members = {each.user: each.meta for each in await two.room("chat:a").presence()}
+    assert members == {"ann": {"first": True}, "bob": {"mood": "good"}}
+    assert stored(world)["bob"]["node"] == (two if elsewhere else one).node_id
+    await back.leave()
+    await world.advance(2)
+    assert told(ann, "leaves") == ["bob"]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same node", "another node"])
+async def test_who_does_not_come_back_to_a_room_leaves_it_once(world: World, elsewhere: bool) -> None:
+    """C3: it is connected again, and has not joined."""
+    one, two = parking_hub(world), parking_hub(world)
+    ann, _ = await watching(world, one, "ann")
+    bob, _ = await watching(world, one, "bob")
+    await two.start()
+    await world.advance(3)
+    await bob.drop()
+    back, _ = await come_back(world, two if elsewhere else one, bob, "bob")
+    await world.advance(3)
+    assert told(ann, "leaves") == []
+    await world.advance(25)
+    assert told(ann, "leaves") == ["bob"]
+    await world.advance(60)
+    assert told(ann, "leaves") == ["bob"]
+    assert set(stored(world)) == {"ann"}
+    await back.call("subscribe", channel="chat:a")
+    await world.advance(3)
+    assert told(ann, "joins") == ["ann", "bob", "bob"]
+
+
+async def test_to_go_to_another_node_and_back_is_invisible(world: World) -> None:
+    """P4; and what it has said about itself elsewhere is what counts."""
+    one, two = parking_hub(world), parking_hub(world)
+    ann, _ = await watching(world, one, "ann")
+    bob = await world.join(one, "bob", "chat:a")
+    await two.start()
+    await world.advance(3)
+    await bob.drop()
+    there, _ = await come_back(world, two, bob, "bob")
+    await there.call("subscribe", channel="chat:a")
+    await there.call("presence_update", channel="chat:a", meta={"at": 2})
+    await world.advance(3)
+    await there.drop()
+    back, _ = await come_back(world, one, there, "bob")
+    await back.call("subscribe", channel="chat:a")
+    await world.advance(100)
+    assert told(ann, "leaves") == []
+    assert {each.user: each.meta for each in await one.room("chat:a").presence()}["bob"] == {"at": 2}
+    assert stored(world)["bob"]["meta"] == {"at": 2}
+    assert stored(world)["bob"]["node"] == one.node_id
+
+
+async def test_the_end_of_an_earlier_stay_does_not_end_the_present_one(world: World) -> None:
+    """C3: the grace may run out while a client is just coming back to a room."""
+    one = parking_hub(world)
+    ann, _ = await watching(world, one, "ann")
+    bob = await world.join(one, "bob", "chat:a")
+    before = one.engine.sessions[id_of(bob)].rooms["chat:a"]
+    await bob.drop()
+    back, _ = await come_back(world, one, bob, "bob")
+    await back.call("subscribe", channel="chat:a")
+    one.engine.departed(before)
+    await world.advance(3)
+    assert told(ann, "leaves") == []
+    assert set(stored(world)) == {"ann", "bob"}
+
+
+async def test_who_does_not_come_back_at_all_leaves_when_the_grace_is_over(world: World) -> None:
+    """C3, P4."""
+    one = parking_hub(world)
+    ann, _ = await watching(world, one, "ann")
+    bob = await world.join(one, "bob", "chat:a")
+    await world.advance(3)
+    await bob.drop()
+    await world.advance(15)
+    assert told(ann, "leaves") == []
+    assert len(await one.room("chat:a").presence()) == 2
+    await world.advance(10)
+    assert told(ann, "leaves") == ["bob"]
+
+
+async def test_a_node_that_was_cut_off_does_not_take_back_who_went_elsewhere(world: World) -> None:
+    """P3: an entry with a higher generation is none of ours."""
+    first = FaultyBroker(world.backend)
+    one, two = parking_hub(world, first), parking_hub(world)
+    ann, _ = await watching(world, two, "ann")
+    bob = await world.join(one, "bob", "chat:a")
+    await world.advance(12)
+    before = len(frames(ann))
+    first.down = first.deaf = True
+    await bob.drop()
+    back, reply = await come_back(world, two, bob, "bob")
+    await back.call("subscribe", channel="chat:a")
+    await back.call("presence_update", channel="chat:a", meta={"new": 1})
+    await world.advance(LEASE + 15)
+    first.down = first.deaf = False
+    await world.advance(100)
+    assert stored(world)["bob"]["node"] == two.node_id
+    assert told(ann, "leaves") == []
+    assert {each.user: each.meta for each in await one.room("chat:a").presence()}["bob"] == {"new": 1}
+    assert reply["client"] == id_of(bob)
+    assert told(ann, "joins") == ["ann", "bob"]
+    assert len(frames(ann)) >= before
+
+
+async def test_what_was_handed_over_and_never_taken_is_taken_away(cluster: World) -> None:
+    """The node that took the session up died before it could write that down."""
+    world = cluster
+    second = FaultyBroker(world.backend)
+    one, two = parking_hub(world), parking_hub(world, second)
+    ann, _ = await watching(world, one, "ann")
+    bob = await world.join(one, "bob", "chat:a")
+    await two.start()
+    await world.advance(3)
+    await bob.drop()
+    await come_back(world, two, bob, "bob")
+    killed(world, two)
+    await world.advance(50)
+    assert told(ann, "leaves") == []
+    await world.advance(30)
+    assert told(ann, "leaves") == ["bob"]
+    assert Limits().grace == 20.0
