@@ -9,6 +9,8 @@ time; what does not come within :data:`PATIENCE` seconds fails the test.
 from __future__ import annotations
 
 import asyncio
+import copy
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -140,10 +142,16 @@ class Kind(ABC):
     """A kind of client, and where it runs.
 
     :ivar sends: it has the command `send`, and hears messages outside of rooms.
+    :ivar transport: what its clients connect over.
     """
 
     name = ""
     sends = True
+    transport = "websocket"
+
+    def where(self, port: int) -> tuple[Any, dict[str, Any]]:
+        """What a client connects to, and more of its options."""
+        return f"ws://127.0.0.1:{port}/connection/websocket", {}
 
     def client(self, name: str) -> Client:
         """A new client, not opened yet."""
@@ -163,11 +171,24 @@ class ScriptKind(Kind):
         self.name = name
         self._ask = ask
         self._clients: dict[str, Client] = {}
-        self._made = 0
+        self._made = itertools.count(1)
+
+    def over(self, transport: str) -> ScriptKind:
+        """The same, with clients that connect over another transport."""
+        kind = copy.copy(self)
+        kind.name, kind.transport = f"{self.name} over {transport}", transport
+        return kind
+
+    def where(self, port: int) -> tuple[Any, dict[str, Any]]:
+        if self.transport == "websocket":
+            return super().where(port)
+        base = f"http://127.0.0.1:{port}"
+        endpoint = f"{base}/connection/{self.transport}"
+        options = {"emulationEndpoint": f"{base}/connection/emulation"}
+        return [{"transport": self.transport, "endpoint": endpoint}], options
 
     def client(self, name: str) -> Client:
-        self._made += 1
-        client = super().client(f"{name}-{self._made}")
+        client = super().client(f"{name}-{next(self._made)}")
         self._clients[client.name] = client
         return client
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -14,29 +15,29 @@ import pytest
 from rtkit import Context, Credentials, Grant, History, Hub, Identity, Limits, Presence, Reject
 from rtkit.primitives import Heartbeat
 from rtkit.server import Server, listen
-from rtkit.transports import Driver, Handshake, Transport
+from rtkit.transports import Answer, Driver, Handshake, HttpRequest, Transport
 from tests.foreign.cable import Valve
-from tests.foreign.clients import PATIENCE, Client, Kind, PythonKind, in_chromium, in_node
+from tests.foreign.clients import PATIENCE, Client, Kind, PythonKind, ScriptKind, in_chromium, in_node
 from tests.support.browser import chromium
 
 ALL = Grant("publish", "signal", "history", "presence")
 
 
 @pytest.fixture(scope="session")
-async def node() -> AsyncIterator[Kind]:
+async def node() -> AsyncIterator[ScriptKind]:
     """One node for all tests of this process."""
     async with in_node() as kind:
         yield kind
 
 
 @pytest.fixture(scope="session")
-async def page() -> AsyncIterator[Kind]:
+async def page() -> AsyncIterator[ScriptKind]:
     """One page of one Chromium for all tests of this process."""
     async with chromium() as browser, in_chromium(browser) as kind:
         yield kind
 
 
-KINDS = ["node", "chromium", "python"]
+KINDS = ["node", "chromium", "python", "node over http_stream", "chromium over sse"]
 
 
 @pytest.fixture(params=KINDS)
@@ -44,8 +45,9 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     """Every kind of client, one after the other: each scenario is run with each."""
     if request.param == "python":
         return PythonKind()
-    kind: Kind = request.getfixturevalue("page" if request.param == "chromium" else "node")
-    return kind
+    where, _, transport = request.param.partition(" over ")
+    kind: ScriptKind = request.getfixturevalue("page" if where == "chromium" else "node")
+    return kind.over(transport) if transport else kind
 
 
 class Overheard:
@@ -79,6 +81,13 @@ class ListeningHub(Hub[dict[str, Any]]):
 
     def connect(self, transport: Transport, handshake: Handshake) -> Driver:
         return Overheard(super().connect(transport, handshake), self._hear)
+
+    async def answer(self, request: HttpRequest) -> Answer:
+        if request.endpoint == "emulation" and request.method == "POST":
+            self._hear(json.loads(request.body)["data"].encode())
+        elif request.method in ("GET", "POST"):
+            self._hear(request.body or request.handshake.params()["cf_connect"].encode())
+        return await super().answer(request)
 
     def _hear(self, frame: bytes) -> None:
         self.frames.append(frame)
@@ -204,7 +213,8 @@ class World:
         client = self.kind.client(token.split(";", 1)[0] or "nobody")
         if token:
             options["token"] = token
-        await client.do("open", url=self.url, options=options)
+        url, more = self.kind.where(self.cable.port)
+        await client.do("open", url=url, options={**options, **more})
         self._clients.append(client)
         return client
 

@@ -83,9 +83,10 @@ async def test_codes_after_which_they_come_back(world: World) -> None:
     client = await world.connected()
     for code in (1000, 3000, 3001, 3005, 3499, 4000, 4001, 4499):
         await world.hub.user("ann").close(code=code, reason=f"see you {code}")
-        reason = f"see you {code}" if code >= 3000 else "transport closed"
-        event = await client.until("connecting", reason=reason)
-        assert event["code"] == (code if code >= 3000 else 1)
+        # Over a WebSocket 1000 is no more than its end; elsewhere every code travels in a push.
+        told = code >= 3000 or world.kind.transport != "websocket"
+        event = await client.until("connecting", reason=f"see you {code}" if told else "transport closed")
+        assert event["code"] == (code if told else 1)
         await client.until("connected")
     assert client.heard("disconnected") == []
 

@@ -37,7 +37,7 @@ SOON = Policy(min_delay=0.01, max_delay=0.1)
 def make_hub() -> Hub[None]:
     async def authenticate(credentials: Credentials) -> Identity[None]:
         await asyncio.sleep(0)
-        return Identity(credentials.token)
+        return Identity(credentials.token or "nobody")
 
     hub: Hub[None] = Hub(authenticate=authenticate, limits=Limits(commands=Rate(rate=10_000, burst=10_000)))
     hub.rooms("log:{x}", publishes=object, grant=Grant("publish", "history"), history=History(2000, ttl=600))

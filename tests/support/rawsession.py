@@ -59,7 +59,8 @@ class Session(Units):
         self, body: str | bytes, *, seq: int | None = None, endpoint: str = "send", **headers: str
     ) -> Response:
         """A request up, and its answer."""
-        if self._up is None:
+        if self._up is None or self._up.speaks:  # the server may end what was idle
+            self.hang_up()
             self._up = await RawSocket.open(self.port)
         if seq is None:
             self.seq = seq = self.seq + 1
@@ -68,9 +69,14 @@ class Session(Units):
         await self._up.send(request("POST", f"{self.prefix}/{endpoint}", headers=fields, body=data))
         response = await self._up.response()
         if response.headers.get("connection", "").lower() == "close":
+            self.hang_up()
+        return response
+
+    def hang_up(self) -> None:
+        """Close the way up; it is opened again when something is to be said."""
+        if self._up is not None:
             self._up.close()
             self._up = None
-        return response
 
     async def say(self, message: str | bytes) -> None:
         data = message.encode() if isinstance(message, str) else message
@@ -115,8 +121,7 @@ class Session(Units):
         """
 
     def close(self) -> None:
-        if self._up is not None:
-            self._up.close()
+        self.hang_up()
 
 
 class StreamSession(Session):
@@ -216,6 +221,9 @@ class PollSession(Session):
         """Ask for the next batch, if that was not done; :meth:`message` does it, too."""
         assert self._down is not None
         if not self._asked:
+            if self._down.speaks:  # the server may end what was idle
+                self._down.close()
+                self._down = await RawSocket.open(self.port, receive_buffer=self._receive_buffer)
             fields = {**self.headers, "RT-Session": self.session}
             await self._down.send(request("GET", f"{self.prefix}/poll?ack={self.ack}", headers=fields))
             self._asked = True

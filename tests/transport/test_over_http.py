@@ -147,6 +147,12 @@ async def test_a_request_that_comes_again_is_carried_out_once(site: Site, kind: 
 # -- ends
 
 
+def _polls(site: Site) -> int:
+    """How many polls wait at the hub."""
+    sessions: Any = site.hub.engine.web.sessions.values()
+    return sum(each.transport._poll is not None for each in sessions)
+
+
 @pytest.mark.parametrize("rt", [True, False])
 async def test_goodbye(site: Site, kind: str, rt: bool) -> None:
     """C3: nobody waits for who has said that it will not come back."""
@@ -173,19 +179,17 @@ async def test_a_client_that_is_gone(site: Site, kind: str, how: str) -> None:
     """A stream is noticed at once, a poll after the 10 s in which another could come."""
     await site.open()
     ann = await site.session(kind, "ann", "log:a", rt=False)
+    down = ann._down if isinstance(ann, PollSession) else ann.stream
+    assert down is not None
     if isinstance(ann, PollSession):
         await ann.ask_next()
-        down = ann._down
-    else:
-        down = ann.stream
-    assert down is not None
-    await site.clock.settle()
+        await until(lambda: _polls(site))
     if how == "reset":
         down.reset()
     ann.close()
     if kind == "poll":
         # Only once the host has noticed does the time begin.
-        await until(lambda: all(not s.transport._poll for s in site.hub.engine.web.sessions.values()))  # type: ignore[union-attr]
+        await until(lambda: not _polls(site))
         await site.clock.advance(10)
     await until(lambda: site.hub.statistics().sessions == 0)
     assert site.open_connections == 0
@@ -200,11 +204,14 @@ async def test_everybody_is_told_when_to_come_back(site: Site, kind: str, secure
         for client in clients[::3]:
             assert isinstance(client, PollSession)
             await client.ask_next()
+        await until(lambda: _polls(site) == 2)
     closing = asyncio.create_task(site.hub.drain())
     for n, client in enumerate(clients):
         closed = await client.closed()
         assert (closed.code, closed.reason) == (3001, "draining")
-        assert (client.come_back is not None) is (n % 2 == 0)
+        # Who does not wait may have something to fetch first, and then hears the code alone.
+        if kind == "sse" or n % 3 == 0:
+            assert (client.come_back is not None) is (n % 2 == 0)
     async with asyncio.timeout(PATIENCE):
         await closing
     assert site.hub.running, "it has drained, no more"
@@ -317,9 +324,11 @@ async def test_a_crowd(site: Site, kind: str) -> None:
     await site.open()
     first = await site.client("first", "log:a")
     before, running = site.hub.statistics(), len(tasks())
-    crowd = [await site.session(kind, f"user {n % 50}", "log:a", "now:a", rt=False) for n in range(200)]
+    # A poll is three requests or more where a stream is one, and uvicorn's h11 is slow.
+    size = 200 if kind == "sse" else 80
+    crowd = [await site.session(kind, f"user {n % 50}", "log:a", "now:a", rt=False) for n in range(size)]
     now = site.hub.statistics()
-    assert (now.sessions, now.rooms, now.users) == (201, 2, 51)
+    assert (now.sessions, now.rooms, now.users) == (size + 1, 2, 51)
 
     async def hear(peer: Any, numbers: range) -> None:
         assert await peer.data("log:a", len(numbers)) == list(numbers)
@@ -327,7 +336,7 @@ async def test_a_crowd(site: Site, kind: str) -> None:
     for n in range(10):
         await site.hub.room("log:a").publish(n)
     await asyncio.gather(*(hear(peer, range(10)) for peer in [first, *crowd]))
-    gone = random.Random(7).sample(crowd, 100)
+    gone = random.Random(7).sample(crowd, size // 2)
     left = [peer for peer in crowd if peer not in gone]
     for peer in gone:
         peer.close()

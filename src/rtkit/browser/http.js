@@ -140,8 +140,15 @@ class Pipe {
   /** @param {number} code */
   close(code) {
     if (this.over) return;
-    this.#stop();
-    if (code === GOODBYE && this.#session) this.#ask("send", { method: "DELETE", keepalive: true }).catch(() => {});
+    if (code !== GOODBYE || !this.#session) {
+      this.#stop();
+      return;
+    }
+    this.over = true;
+    this.#calm();
+    // What is open stays so until then: a server that sees it go first would take that for a loss.
+    const gone = () => this.#stop();
+    this.#ask("send", { method: "DELETE", keepalive: true }).then(gone, gone);
   }
 
   // What the transports are made of.
@@ -184,6 +191,10 @@ class Pipe {
   #stop() {
     this.over = true;
     for (const request of this.#requests) request.abort();
+    this.#calm();
+  }
+
+  #calm() {
     for (const timer of this.#timers) this.#clock.clearTimeout(timer);
   }
 

@@ -374,7 +374,7 @@ class Connection:
 
     @property
     def _outside(self) -> int:
-        """Bytes in the transport's buffer; a large frame in it, of a client that knows no chunks, takes nobody's room."""
+        """Bytes in the transport's buffer. A large frame in it, as foreign clients get, takes nobody's room."""
         buffered = self.transport.buffered
         return max(0, buffered - self._afloat) if self._afloat else buffered
 

@@ -620,9 +620,7 @@ class Engine:
             if room is not None:
                 room.interrupted()
 
-    async def control(
-        self, do: str, user: str, *, client: str = "", code: int = 0, reason: str = ""
-    ) -> None:
+    async def control(self, do: str, user: str, *, client: str = "", code: int = 0, reason: str = "") -> None:
         """Tell every hub, this one included, to do something about a user, or about one client of theirs (A4)."""
         order = _Order(v=1, do=do, user=user, client=client, code=code, reason=reason)
         await self.broker.publish(CONTROL, dumps(order))

@@ -8,7 +8,7 @@ import contextlib
 import gc
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import h11
 import pytest
@@ -98,7 +98,7 @@ class Server:
                 return None
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Server]:
+    async def running(self) -> AsyncGenerator[Server]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._ssl)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -252,6 +252,7 @@ async def test_cancelling_leaves_no_socket_open_whatever_was_going_on() -> None:
     """Also half-way through a TLS handshake; an open socket would be a warning, and that an error."""
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)  # the beginning of a request, or of a handshake: then nobody closes it for us
         connected.set()
         await reader.read()
         writer.close()

@@ -85,6 +85,11 @@ async def test_who_was_replaced_begins_a_session_of_its_own() -> None:
         server.wire.cut()
         await server.pass_(20)
         assert shown[3] == "token3"
+        assert client.resumed
+        server.wire.cut(4000, "replaced")
+        await server.pass_(20)
+        assert client.state == "connected"
+        assert not client.resumed
 
 
 async def test_a_server_that_gives_no_token_is_shown_none() -> None:

@@ -192,6 +192,14 @@ async def test_what_came_before_the_end_is_still_received() -> None:
     await finish(world, wire)
 
 
+async def test_an_event_of_another_kind_is_no_frame() -> None:
+    world = FakeWorld()
+    wire, body = await start(world)
+    body.push(b'event: other\ndata: {"a":1}\n\ndata\n\ndata: {"b":2}\n\n')
+    assert await wire.recv() == b'{"b":2}'
+    await finish(world, wire)
+
+
 async def test_a_cut_is_1006() -> None:
     world = FakeWorld()
     wire, body = await start(world)
@@ -363,7 +371,8 @@ async def test_what_may_not_have_been_taken_is_sent_again_with_its_number(fault:
             break  # two of them are all that the patience allows
         else:
             status, _, later = fault.partition(" ")
-            asked.reply(int(status), **({"retry_after": "5"} if later else {}))
+            headers = {"retry_after": "5"} if later else {}
+            asked.reply(int(status), b"", **headers)
             if later:
                 count = len(world.requests)
                 await world.pass_(4.9)

@@ -23,7 +23,8 @@ CHUNK = UNIT + 96
 
 
 def hub_with(world: World, **limits: Any) -> Hub[Any]:
-    hub = world.hub(limits=Limits(**({"heartbeat": None} | limits)))
+    options: dict[str, Any] = {"heartbeat": None, **limits}
+    hub = world.hub(limits=Limits(**options))
     history = History(1000, ttl=6000, size=256 * MIB)
     most = None if "large" in limits else 4 * MIB
     hub.rooms("kept:{x}", publishes=object, grant=ALL, history=history, max_publication=most)

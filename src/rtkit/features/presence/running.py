@@ -81,8 +81,8 @@ class Running:
     async def joining(self, member: Member, *, asked: bool, base: bool) -> None:
         """See :meth:`.RunningFeature.joining`. To a client of the base that may not, nothing is said: as in the base,
         it just is not told of anybody."""
-        if not asked and not base:
-            return
+        if member.left or not (asked or base):
+            return  # of one that has left already, nobody would say so again
         if "presence" not in member.grant.rights:
             if asked:
                 raise Reject("the right to see who is here is missing", code=codes.NOT_PERMITTED)
@@ -93,11 +93,7 @@ class Running:
             watch = self._watches[name] = Watch(self._engine, self._broker, name, _policy(member.room.family))
             self._engine.listeners[watch.topic] = watch
         watch.coming.add(member)
-        try:
-            await watch.open()
-        finally:
-            if member.left:
-                self._unwatch(member)  # it was taken out meanwhile; nobody will say so again
+        await watch.open()
 
     def joined(self, member: Member, result: SubscribeResult) -> None:
         """See :meth:`.RunningFeature.joined`."""

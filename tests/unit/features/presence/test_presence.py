@@ -309,6 +309,22 @@ async def test_who_is_taken_out_while_it_is_read_who_is_there_leaves_nothing(wor
     assert await hub.room("chat:a").presence() == []
 
 
+async def test_who_is_taken_out_before_it_is_read_who_is_there_leaves_nothing(world: World) -> None:
+    hub = world.hub()
+    rooms = hub.rooms("chat:{x}", publishes=object, grant=ALL, presence=Presence())
+
+    @rooms.on_join
+    async def joined(ctx: Any) -> None:
+        await ctx.room.remove(ctx.user, reason="enough")
+        await world.settle()
+
+    ann = await world.join(hub, "ann")
+    assert "code" in await ann.refused("subscribe", channel="chat:a", presence=True)
+    await world.advance(1)
+    assert hub.engine.listeners == {} and hub.engine.rooms == {}
+    assert await hub.room("chat:a").presence() == []
+
+
 async def test_who_may_not_see_it_any_more_is_told_nothing(world: World) -> None:
     """A2: the grant counts when something is to be said, not when it was asked for."""
     hub = world.hub()
