@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
+from playwright.async_api import Request
 
 from tests.support.browser import Tabs
 from tests.support.chatpage import ChatServer, Person, serve_chat
@@ -41,10 +42,18 @@ async def enter(person: Person, name: str) -> float:
     return took
 
 
-def opened(proxy: Proxy, transport: str) -> int:
-    """How many sessions were opened by a transport through the proxy."""
-    line = {"websocket": b"GET /rt/ws ", "sse": b"POST /rt/sse ", "poll": b"POST /rt/poll "}[transport]
-    return sum(seen.startswith(line) for seen in proxy.seen)
+class Traffic:
+    """What a page opens from now on."""
+
+    def __init__(self, person: Person) -> None:
+        self.opened: list[str] = []
+        person.page.on("websocket", lambda _: self.opened.append("websocket"))
+        person.page.on("request", self._asked)
+
+    def _asked(self, request: Request) -> None:
+        name = request.url.rpartition("/")[2]
+        if request.method == "POST" and name in ("sse", "poll"):
+            self.opened.append(name)
 
 
 async def talk(tabs: Tabs, chat: ChatServer, bob: Person) -> None:
@@ -82,9 +91,10 @@ async def test_where_websockets_do_not_get_through(
 ) -> None:
     async with Proxy(chat.port, fault) as proxy:
         bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
+        traffic = Traffic(bob)
         assert await enter(bob, "bob") < SOON
-        assert opened(proxy, transport) == 1
-        assert opened(proxy, "websocket") >= 1
+        assert traffic.opened[0] == "websocket"
+        assert traffic.opened[-1] == transport
         await talk(tabs, chat, bob)
 
 
@@ -99,6 +109,7 @@ async def test_streams_that_are_cut_after_a_while_go_on(tabs: Tabs, chat: ChatSe
 async def test_a_server_without_time_does_not_cost_the_transport(tabs: Tabs, chat: ChatServer) -> None:
     async with Proxy(chat.port, pass_on) as proxy:
         bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
+        traffic = Traffic(bob)
         with tabs.expecting("status of 503"):
             proxy.fault = have_no_time
             proxy.cut()  # the connection that the page came by
@@ -111,7 +122,7 @@ async def test_a_server_without_time_does_not_cost_the_transport(tabs: Tabs, cha
         took = time.monotonic() - began
         print(f"{took:.2f} s")  # noqa: T201
         assert took < SOON
-        assert opened(proxy, "sse") == opened(proxy, "poll") == 0
+        assert set(traffic.opened) == {"websocket"}
         await talk(tabs, chat, bob)
 
 
@@ -119,10 +130,10 @@ async def test_what_works_is_remembered_by_other_pages(tabs: Tabs, chat: ChatSer
     async with Proxy(chat.port, accept_and_stay_mute(handshake=True)) as proxy:
         bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
         await enter(bob, "bob")
-        before = opened(proxy, "websocket")
         second = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/", beside=bob.page))
+        traffic = Traffic(second)
         assert await enter(second, "bob") < 2
-        assert opened(proxy, "websocket") == before
+        assert traffic.opened == ["sse"]
         await talk(tabs, chat, second)
 
 
@@ -133,8 +144,9 @@ async def test_who_closes_the_page_is_gone_at_once(tabs: Tabs, chat: ChatServer,
         ann = Person(await tabs.open(chat.url))
         await ann.enter("ann")
         bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
+        traffic = Traffic(bob)
         await enter(bob, "bob")
-        assert opened(proxy, transport) == 1
+        assert traffic.opened[-1] == transport
         await ann.sees("ann (you)", "bob")
         async with asyncio.timeout(10):
             await bob.page.close()

@@ -178,7 +178,7 @@ async def test_too_many_commands(world: World) -> None:
     if world.kind.transport != "websocket":
         # Requests trickle in, so that a token comes back now and then: refused, and no more.
         each = [{"verb": "rpc", "method": "nothing", "data": 1}] * 60
-        results = await asyncio.gather(*(client.do("batch", commands=each) for _ in range(3)))
+        results = [await client.do("batch", commands=each) for _ in range(3)]
         refused = [result["error"]["code"] for batch in results for result in batch if "error" in result]
         assert set(refused) == {111}
         assert world.counts["nothing"] == 180 - len(refused)
@@ -195,7 +195,7 @@ async def test_more_than_one_request_holds(world: World) -> None:
     """T3: counted before it is told apart; it fails, and nothing else does."""
     if world.kind.transport == "websocket":
         pytest.skip("a frame is bounded in bytes")
-    client = await world.connected()
+    client = await world.connected(timeout=300)
     results = await client.do("batch", commands=[{"verb": "rpc", "method": "nothing", "data": 1}] * 100)
     assert all("error" in result for result in results)
     assert world.counts["nothing"] == 0

@@ -192,6 +192,7 @@ class LocalRoom:
         small, small_rt = self.engine.small, self.engine.small_rt
         # What is too large to go whole does not go past the outbox either (T8).
         largest = max(each.size for each in pending) if self._pending_bytes > small_rt else 0
+        whole = largest <= small_rt
         self._pending = []
         self._pending_bytes = 0
         self.engine.settled(self)
@@ -208,7 +209,7 @@ class LocalRoom:
                 direct
                 and connection.clear
                 and (alone or len(session.rooms) == 1)
-                and largest <= (small_rt if connection.rt else small)
+                and (whole or (not connection.rt and largest <= small))
             ):
                 if connection.rt:
                     batch = rt = rt or Batch([each.unit(True) for each in pending])

@@ -21,6 +21,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Annotated, Final, final
 
@@ -123,7 +124,16 @@ def write_id(places: Sequence[Place], stop: int = 0) -> str:
 
     :param stop: the close code for which the stream is not to be opened again.
     """
+    if len(places) == 1:  # a crowd in one room stands in the same place
+        (place,) = places
+        return _id_of_one(place.key, place.epoch, place.offset, stop)
     return _VERSION + base64.urlsafe_b64encode(_encode(_Body(stop, places))).rstrip(b"=").decode()
+
+
+@lru_cache(maxsize=256)
+def _id_of_one(key: bytes, epoch: str, offset: int, stop: int) -> str:
+    body = _encode(_Body(stop, (Place(key, epoch, offset),)))
+    return _VERSION + base64.urlsafe_b64encode(body).rstrip(b"=").decode()
 
 
 @final

@@ -83,6 +83,17 @@ def test_an_id_of_all_rooms_fits(epochs: list[str], offset: int) -> None:
             assert (position.epoch, len(epoch.encode()) > 64, position.offset > 0) == ("", True, True)
 
 
+@pytest.mark.parametrize("epoch", ["x" * 65, "é" * 33, "x" * 128])
+@pytest.mark.parametrize("offset", [0, 7])
+def test_an_epoch_that_does_not_fit_is_no_proof(epoch: str, offset: int) -> None:
+    """H3: not even of the beginning, which needs no epoch; so there will be a gap."""
+    place = place_of("r", Position("e", 3))
+    place.move(Position(epoch, offset))
+    assert Bookmark.read(write_id([place])).position("r") == Position("", max(1, offset))
+    place.move(Position("x" * 64, offset))
+    assert Bookmark.read(write_id([place])).position("r") == Position("x" * 64, offset)
+
+
 def test_the_largest_id_is_below_the_bound() -> None:
     places = [place_of(f"r{n}", Position("x" * 64, 2**53 - 1)) for n in range(MAX_ROOMS)]
     assert 3500 < len(write_id(places, 4999)) <= MAX_ID
