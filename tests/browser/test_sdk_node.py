@@ -105,6 +105,11 @@ class Remove:
 
 
 @dataclass
+class Echo:
+    text: str
+
+
+@dataclass
 class Poke:
     pass
 
@@ -168,6 +173,10 @@ def make_hub() -> Hub[None]:
     @hub.rpc(Remove)
     async def remove(ctx: Context[None, Any], params: Remove) -> None:
         await hub.room(f"chat:{params.room}").remove(ctx.user, reason="enough")
+
+    @hub.rpc(Echo)
+    async def echo(ctx: Context[None, Any], params: Echo) -> str:
+        return params.text
 
     @hub.rpc(Poke)
     async def poke(ctx: Context[None, Any], params: Poke) -> None:

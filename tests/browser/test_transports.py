@@ -71,6 +71,8 @@ async def talk(tabs: Tabs, chat: ChatServer, bob: Person) -> None:
     for person in (ann, bob):
         await person.hears(*said)
         await person.waits_to_send()
+    for person in (ann, bob):
+        await person.page.close()  # before the server goes, which it would notice
 
 
 @pytest.mark.parametrize(

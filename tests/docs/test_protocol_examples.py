@@ -12,6 +12,7 @@ import pytest
 from rtkit import Hub, codes
 from rtkit.testing import ManualClock
 from rtkit.transports import Batch, Handshake, WebSocketTransport, joined
+from rtkit.transports.stream import EVENT_STREAM
 from rtkit.wire import decode_command, decode_reply, dumps
 from tests.docs.blocks import ROOT, Block, blocks, prose, table
 
@@ -50,14 +51,29 @@ def test_no_example_is_left_out() -> None:
         ("json", "server"),
         ("text", "dialogue"),
         ("text", "events"),
+        ("text", "stream"),
         ("python", "hub"),
     }
+
+
+@named(list(blocks(PAGE, "text", "stream")))
+def test_a_stream_is_what_is_written(block: Block) -> None:
+    """16.2: the frames that are in it, written as the hub writes them, are the very bytes."""
+    hello, *frames = block.text.rstrip("\n").split("\n\n")
+    assert f"{hello}\n\n".encode() == EVENT_STREAM.hello
+    again = EVENT_STREAM.hello
+    for frame in frames:
+        units = [line.removeprefix("data: ").encode() for line in frame.split("\n")]
+        for unit in units:
+            check_reply(unit.decode())
+        again += EVENT_STREAM.form(units)
+    assert again == block.text.encode()
 
 
 # -- dialogues ----------------------------------------------------------------------------------------
 
 #: What a dialogue can only make up. The same made-up value stands for the same real one all along.
-MADE_UP = {"client", "node", "version", "epoch", "time"}
+MADE_UP = {"client", "node", "version", "epoch", "time", "resume"}
 LINE = re.compile(r"(?P<who>\w+) (?P<what>[→⇢←×]) (?P<rest>.*)|\((?P<deed>.*)\)")
 
 

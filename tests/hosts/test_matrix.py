@@ -15,11 +15,11 @@ import httpx2
 import pytest
 
 from rtkit import Hub, codes
-from rtkit.client import connect
+from rtkit.client import TransportName, connect
 from tests.hosts.examples import FOLDER, NAMES, application, load
 from tests.hosts.hosts import SERVERS
 from tests.hosts.servers import serve_aiohttp, serve_granian, serve_websockets
-from tests.support.rawsocket import Closed, Peer, Refusal
+from tests.support.rawsocket import Closed, Peer, RawSocket, Refusal
 from tests.transport.conftest import until
 
 #: The servers that serve one framework only; all others are ASGI applications.
@@ -89,6 +89,44 @@ async def test_a_conversation(pair: tuple[str, str]) -> None:
         await look_around(base, port)
     assert hub is None or not hub.running, "the lifespan closes it"
     await until(lambda: asyncio.all_tasks() <= before)
+
+
+@pytest.mark.parametrize("kind", ["sse", "poll"])
+@pytest.mark.parametrize("pair", PAIRS[:-1], ids=lambda pair: f"{pair[0]} on {pair[1]}")
+async def test_a_conversation_over_http(pair: tuple[str, str], kind: TransportName) -> None:
+    """The same without WebSockets, by an event stream and by long-polls; with a foreign client over a WebSocket."""
+    framework, server = pair
+    assert server != "websockets", "which is the last, and serves WebSockets only"
+    before = asyncio.all_tasks()
+    module = load(framework)
+    async with asyncio.timeout(30), serve(framework, server, module) as port:
+        base = f"http://127.0.0.1:{port}"
+        async with connect(f"{base}/rt", transports=[kind]) as ann, ann.join("lobby") as room:
+            assert ann.transport == kind
+            bob = await Peer.connect(port, "/rt/ws")
+            try:
+                await bob.connect_as("bob", rt=False)
+                await bob.join("lobby")
+                for n in range(5):
+                    await room.send(f"{n} from ann")
+                    await bob.call("publish", channel="lobby", data=f"{n} from bob")
+                    assert (await anext(room)).data == f"{n} from ann"
+                    assert (await anext(room)).data == f"{n} from bob"
+                assert (await bob.leave(1000)).code == 1000
+            finally:
+                bob.close()
+    await until(lambda: asyncio.all_tasks() <= before)
+
+
+async def test_what_websockets_says_of_other_transports() -> None:
+    """It cannot serve them, and clients are told so in a way that makes them try something else."""
+    async with serve_websockets(load("websockets").hub) as port:
+        for method, body in (("GET", b""), ("POST", b'{"id":1,"connect":{}}'), ("OPTIONS", b"")):
+            for endpoint in ("sse", "poll?ack=1"):
+                async with await RawSocket.open(port) as sock:
+                    response = await sock.get(f"/rt/{endpoint}", method=method, body=body)
+                assert response.status == 501
+                assert "neither event streams nor long-polls" in response.text
 
 
 async def closed_while_idle(port: int) -> None:

@@ -1086,6 +1086,8 @@ class Link {
   most = Infinity;
   /** Bytes of a unit that goes in chunks. */
   large = Infinity;
+  /** As the server said them. @type {any} */
+  limits = null;
   /** @type {ReturnType<typeof makeBucket> | null} */
   bucket = null;
 }
@@ -1178,7 +1180,7 @@ class Engine {
     } = options;
     for (const [name, standard] of Object.entries(LIMITS)) {
       const value = /** @type {any} */ (options)[name] ?? standard;
-      check(value > 0 && value < Infinity, `${name} is positive and finite`, value);
+      check(value > 0 && value < Infinity, `${name} is positive`, value);
       this.#limits[/** @type {keyof typeof LIMITS} */ (name)] = value;
     }
     const known = token === null || isText(token) || typeof token === "function";
@@ -1354,6 +1356,7 @@ class Engine {
     link.unit = count(limits.unit) || Infinity;
     link.most = count(limits.message) || Infinity;
     link.large = count(limits.large) || link.unit;
+    link.limits = limits;
     if (rate > 0) {
       link.bucket = makeBucket(rate * SHARE, burst * SHARE, now);
       link.bucket(now, true); // the connect command itself
@@ -1510,8 +1513,12 @@ class Engine {
 
   /** What is too large to go whole (T8): a unit of ours, or a piece of theirs. @param {Link} link @param {any} it */
   async #large(link, it) {
-    const { large } = await import("./chunks.js");
-    if (link === this.#link) large(link, it, (unit) => this.#received(link, unit));
+    try {
+      const { large } = await import("./chunks.js");
+      if (link === this.#link) large(link, it, this.#clock, (unit) => this.#received(link, unit));
+    } catch (cause) {
+      if (link === this.#link) this.#lost(`${cause}`);
+    }
   }
 
   /** @param {any} push */

@@ -126,6 +126,11 @@ class Pipe {
 
   // What client.js calls.
 
+  /** Characters that wait to be sent. */
+  get bufferedAmount() {
+    return this.#units.reduce((sum, unit) => sum + unit.length, 0);
+  }
+
   /** @param {string} frame */
   send(frame) {
     if (this.#begun) {

@@ -54,6 +54,19 @@ test("join, send, listen, read back", async (t) => {
   assert.equal(await rt.call("Add", { a: 1, b: 2 }), 3);
 });
 
+test("what is too large to go whole goes in chunks, both ways, and delays nothing else", async (t) => {
+  const { rt } = client(t, "joe");
+  await rt.connected();
+  const text = "Ä😀 ".repeat(60_000);
+  const big = rt.call("Echo", { text });
+  let small = 0;
+  let done = false;
+  big.finally(() => (done = true));
+  while (!done && small < 200) small += (await rt.call("Add", { a: 1, b: 0 })) && 1;
+  assert.equal(await big, text);
+  assert.ok(small > 0);
+});
+
 test("what the server refuses, and why", async (t) => {
   const { rt } = client(t, "ann");
   await assert.rejects(rt.join("nowhere").joined(), (error) => error instanceof CallError && error.code === 102);

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rtkit import Grant, Hub, Limits, Presence
+from rtkit import BrokerUnavailable, Grant, Hub, Limits, Presence
 from rtkit.features.presence import ledger
 from rtkit.features.presence.entries import LIVES, REAPING
 from rtkit.hub.lease import LEASE, NODES
@@ -263,6 +263,18 @@ async def test_a_revision_whose_answer_is_lost_is_found_out(world: World, what: 
     assert second.losing_answers == 0
 
 
+async def test_nothing_is_written_without_a_lease(world: World) -> None:
+    """P3: others would take it for what a dead node has left."""
+    one, broker = node(world)
+    await one.start()
+    broker.errors["put"] = [BrokerUnavailable("just this once")]
+    await world.join(one, "ann", "chat:a")
+    assert stored(world) == {}
+    await world.advance(5)
+    assert set(stored(world)) == {"ann"}
+    assert one.node_id in world.backend.entries(NODES)
+
+
 async def test_what_changes_while_it_is_written_is_written_again(world: World) -> None:
     one, broker = node(world)
     ann, _ = await watching(world, one, "ann")
@@ -418,12 +430,15 @@ async def test_to_reconnect_within_the_grace_is_invisible(world: World, elsewher
     await two.start()
     back, reply = await come_back(world, two if elsewhere else one, bob, "bob")
     assert reply["rt"]["resumed"] and reply["client"] == id_of(bob)
+    for hub in (one, two):  # it is there all the time
+        assert len(await hub.room("chat:a").presence()) == 2
     result = await back.call("subscribe", channel="chat:a", presence=True)
     assert sorted(users(result["presence"]["members"])) == ["ann", "bob"]
     await world.advance(100)
     assert len(frames(ann)) == before
-    members = {each.user: each.meta for each in await two.room("chat:a").presence()}
-    assert members == {"ann": {"first": True}, "bob": {"mood": "good"}}
+    for hub in (one, two):
+        members = {each.user: each.meta for each in await hub.room("chat:a").presence()}
+        assert members == {"ann": {"first": True}, "bob": {"mood": "good"}}
     assert stored(world)["bob"]["node"] == (two if elsewhere else one).node_id
     await back.leave()
     await world.advance(2)

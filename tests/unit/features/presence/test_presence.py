@@ -309,6 +309,26 @@ async def test_who_is_taken_out_while_it_is_read_who_is_there_leaves_nothing(wor
     assert await hub.room("chat:a").presence() == []
 
 
+async def test_who_comes_while_the_last_one_goes_is_told(world: World) -> None:
+    """Another client, or the same one again in the same frame."""
+    hub = hub_of(world)
+    ann, _ = await watching(world, hub, "ann")
+    bob = await world.join(hub, "bob")
+    await world.advance(2)
+    ann.ask("unsubscribe", channel="chat:a")
+    bob.ask("subscribe", channel="chat:a", presence=True)
+    await world.advance(2)
+    bob.tell(
+        {"id": 90, "unsubscribe": {"channel": "chat:a"}},
+        {"id": 91, "subscribe": {"channel": "chat:a", "presence": True}},
+    )
+    await world.advance(2)
+    assert bob.answered(91)
+    await world.join(hub, "eve", "chat:a")
+    await world.advance(1)
+    assert "eve" in users(frames(bob)[-1]["joins"])
+
+
 async def test_who_is_taken_out_before_it_is_read_who_is_there_leaves_nothing(world: World) -> None:
     hub = world.hub()
     rooms = hub.rooms("chat:{x}", publishes=object, grant=ALL, presence=Presence())
@@ -377,12 +397,13 @@ async def test_meta_is_updated_in_place(world: World, way: str) -> None:
 
 
 async def test_an_update_that_changes_nothing_is_no_frame(world: World) -> None:
-    hub = hub_of(world, meta=lambda identity: {"n": 1})
+    broker = FaultyBroker(world.backend)
+    hub = hub_of(world, broker=broker, meta=lambda identity: {"n": 1})
     ann, _ = await watching(world, hub, "ann")
-    before = len(frames(ann))
+    before = len(frames(ann)), broker.calls.count("revise")
     await ann.call("presence_update", channel="chat:a", meta={"n": 1})
     await world.advance(2)
-    assert len(frames(ann)) == before
+    assert (len(frames(ann)), broker.calls.count("revise")) == before
 
 
 async def test_bad_metas(world: World) -> None:
