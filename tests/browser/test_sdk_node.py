@@ -201,4 +201,9 @@ async def test_against_a_real_hub(transport: str) -> None:
         )
         major = int((await version.communicate())[0].decode().removeprefix("v").split(".")[0])
         flags = ["--experimental-websocket"] if major < 22 else []
-        await run_node(*flags, str(HERE / "hub.mjs"), RTKIT_TEST_URL=f"http://127.0.0.1:{port}/rt", RTKIT_TEST_TRANSPORT=transport)
+        await run_node(
+            *flags,
+            str(HERE / "hub.mjs"),
+            RTKIT_TEST_URL=f"http://127.0.0.1:{port}/rt",
+            RTKIT_TEST_TRANSPORT=transport,
+        )

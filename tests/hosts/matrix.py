@@ -4,8 +4,9 @@
     python tests/hosts/matrix.py --check     run, and fail if the table is another one
     python tests/hosts/matrix.py --short     only what ``./dev test`` runs as well
 
-A cell is a tick when the conversation of ``test_matrix.py`` and the transport suite of ``test_suite.py`` pass; a
-number leads to what is known to be otherwise, which a strict xfail holds on to; a cross is a failure.
+A cell has a mark for WebSockets, event streams and long-polls: a tick when the conversation of ``test_matrix.py`` (and
+for WebSockets the transport suite of ``test_suite.py``) passes, a dash where there is nothing of the kind, and a cross
+for a failure; a number leads to what is known to be otherwise, which a strict xfail holds on to.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ COLUMNS: Final = (*SERVERS, "granian")
 ALONE: Final = ("aiohttp", "websockets")
 BEGIN: Final = "<!-- matrix: written by ./dev matrix -->"
 END: Final = "<!-- matrix end -->"
+#: As in the names of tests; those that name none are about the first.
+TRANSPORTS: Final = {"websocket": "WebSocket", "sse": "event stream", "poll": "long-poll"}
 GRANIAN: Final = "a conversation in a process of its own; the transport suite needs the hub at hand"
 
 
 def run(short: bool) -> dict[str, list[str]]:
-    """Outcomes (``passed``, ``failed``, ``xfailed``) by framework and server."""
+    """Outcomes (``passed``, ``failed``, ``xfailed``) by framework, server and transport."""
     files = ["tests/hosts/test_matrix.py", *([] if short else ["tests/hosts/test_suite.py"])]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -48,15 +51,17 @@ def run(short: bool) -> dict[str, list[str]]:
 def outcomes(cases: Iterable[ElementTree.Element]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for case in cases:
-        if (pair := pair_of(case.get("name") or "")) is None:
+        name = case.get("name") or ""
+        if (pair := pair_of(name)) is None:
             continue
+        transport = name.rpartition("-")[2].rstrip("]") if "over_http" in name else "websocket"
         if case.find("failure") is not None or case.find("error") is not None:
             outcome = "failed"
         elif (skipped := case.find("skipped")) is not None:
             outcome = f"xfailed: {skipped.get('message')}"
         else:
             outcome = "passed"
-        found.setdefault(pair, []).append(outcome)
+        found.setdefault(f"{pair}, {transport}", []).append(outcome)
     return found
 
 
@@ -82,18 +87,23 @@ def render(found: dict[str, list[str]]) -> str:
         return f"<sup>{notes.index(note) + 1}</sup>"
 
     def cell(framework: str, server: str) -> str:
-        results = found.get(f"{framework}, {server}")
+        marks = [mark(framework, server, transport) for transport in TRANSPORTS]
+        return "–" if set(marks) == {"–"} else " ".join(marks)
+
+    def mark(framework: str, server: str, transport: str) -> str:
+        results = found.get(f"{framework}, {server}, {transport}")
         if results is None:
             return "–"
         if "failed" in results:
             return "✗"
         reasons = {each.partition(": ")[2] for each in results if each.startswith("xfailed")}
         marks = [number(why) for host, _, why in KNOWN if host in server and why in reasons]
-        if server == "granian":
+        if server == "granian" and transport == "websocket":
             marks.append(number(GRANIAN))
         return "✓" + "".join(dict.fromkeys(marks))
 
-    lines = [f"| framework | {' | '.join(COLUMNS)} | its own server |", "| --- " * (len(COLUMNS) + 2) + "|"]
+    lines = [f"Each cell: {', '.join(TRANSPORTS.values())}.", ""]
+    lines += [f"| framework | {' | '.join(COLUMNS)} | its own server |", "| --- " * (len(COLUMNS) + 2) + "|"]
     for framework in NAMES:
         cells = [cell(framework, server) for server in COLUMNS]
         lines.append(f"| {framework} | {' | '.join(cells)} | {cell(framework, framework)} |")

@@ -44,6 +44,7 @@ class Scene:
             max_rooms=5,
             commands=Rate(rate=50, burst=60),
             outbox=200_000,
+            grace=None,  # the scene counts who is left
         )
         hub: Hub[Any] = Hub(
             authenticate=authenticate,

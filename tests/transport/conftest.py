@@ -49,6 +49,7 @@ def make_hub(
     commands is high for the same reason.
     """
     limits.setdefault("commands", Rate(rate=10_000, burst=10_000))
+    limits.setdefault("grace", None)  # who is gone is gone: nothing of it may be left
     hub: Hub[None] = Hub(
         authenticate=authenticate, clock=clock, random=random.Random(1), limits=Limits(**limits)
     )
@@ -200,9 +201,9 @@ class Site:
 
         try:
             await until(lambda: "transports" not in left())
-            # A poll that does not come is waited for 10 s, and a session that was cut off for 20. A connection that
-            # was not seen to end would be found out by its heartbeat, after 35.
-            for _ in range(31):
+            # A poll that does not come is waited for 10 s. A connection that was not seen to end would be found out by
+            # its heartbeat, after 35.
+            for _ in range(11):
                 if left():
                     await asyncio.sleep(0)
                     await self.clock.advance(1)

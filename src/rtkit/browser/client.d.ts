@@ -1,5 +1,6 @@
 /**
- * The browser SDK of rtkit: a connection to a hub that comes back by itself. One module, no dependencies.
+ * The browser SDK of rtkit: a connection to a hub that comes back by itself. One module, no dependencies; parts that
+ * few need are loaded when they are needed: http.js for other transports than WebSockets, chunks.js for large units.
  *
  *     import { connect } from "/rt/client.js";
  *
@@ -38,8 +39,15 @@
  * What arrives proves that the server lives, not timers. A timer that comes late shows that it was we who slept
  * or were throttled: then the server is asked (`ping`) before it is taken for dead.
  *
- * *The page.* Hidden for good or kept in the back-forward cache (`pagehide`, `freeze`): the connection is closed;
- * back (`pageshow`, `resume`): connected again at once. `online`, or visible again: a connection is checked, and
+ * *Transports.* One over which nothing was heard, or that was cut soon three times in a row, has failed, unless the
+ * server said why: then http.js asks whether the server is there, and chooses the next one. Each is an attempt like any
+ * other, with a token of its own. What http.js opens looks like a WebSocket.
+ *
+ * *Session.* The server gives a token with each connection; shown with the next one, in time, it goes on with the
+ * session. It is dropped when another connection has taken the session over, and with a goodbye.
+ *
+ * *The page.* Gone for good (`pagehide`): goodbye. Kept in the back-forward cache (`pagehide`, `freeze`): the connection
+ * is closed; back (`pageshow`, `resume`): connected again at once. `online`, or visible again: a connection is checked, and
  * when there is none, `online` connects at once. While offline, delays are long and do not grow.
  *
  * Source of the wire: docs/reference/protocol.md; letters with a number, such as H3, are points of the

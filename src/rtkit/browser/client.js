@@ -1,5 +1,6 @@
 /**
- * The browser SDK of rtkit: a connection to a hub that comes back by itself. One module, no dependencies.
+ * The browser SDK of rtkit: a connection to a hub that comes back by itself. One module, no dependencies; parts that
+ * few need are loaded when they are needed: http.js for other transports than WebSockets, chunks.js for large units.
  *
  *     import { connect } from "/rt/client.js";
  *
@@ -38,8 +39,15 @@
  * What arrives proves that the server lives, not timers. A timer that comes late shows that it was we who slept
  * or were throttled: then the server is asked (`ping`) before it is taken for dead.
  *
- * *The page.* Hidden for good or kept in the back-forward cache (`pagehide`, `freeze`): the connection is closed;
- * back (`pageshow`, `resume`): connected again at once. `online`, or visible again: a connection is checked, and
+ * *Transports.* One over which nothing was heard, or that was cut soon three times in a row, has failed, unless the
+ * server said why: then http.js asks whether the server is there, and chooses the next one. Each is an attempt like any
+ * other, with a token of its own. What http.js opens looks like a WebSocket.
+ *
+ * *Session.* The server gives a token with each connection; shown with the next one, in time, it goes on with the
+ * session. It is dropped when another connection has taken the session over, and with a goodbye.
+ *
+ * *The page.* Gone for good (`pagehide`): goodbye. Kept in the back-forward cache (`pagehide`, `freeze`): the connection
+ * is closed; back (`pageshow`, `resume`): connected again at once. `online`, or visible again: a connection is checked, and
  * when there is none, `online` connects at once. While offline, delays are long and do not grow.
  *
  * Source of the wire: docs/reference/protocol.md; letters with a number, such as H3, are points of the
@@ -427,7 +435,7 @@ function endpoint(url) {
     found = new URL(url, globalThis.location?.href);
     found.protocol = found.protocol.replace(/^http/, "ws");
   } catch {} // judged below
-  if (!found || !/^wss?:$/.test(found.protocol)) throw misused("a URL is http(s) or ws(s)", String(url));
+  if (!found || !/^wss?:$/.test(found.protocol)) throw misused("a URL is http or ws", String(url));
   const path = found.pathname.replace(/\/+$/, "");
   found.pathname = /\/(ws|connection\/websocket)$/.test(path) ? path : `${path}/ws`;
   found.hash = "";
@@ -1084,10 +1092,8 @@ class Link {
   refreshing = false;
   unit = Infinity;
   most = Infinity;
-  /** Bytes of a unit that goes in chunks. */
-  large = Infinity;
   /** As the server said them. @type {any} */
-  limits = null;
+  limits = {};
   /** @type {ReturnType<typeof makeBucket> | null} */
   bucket = null;
 }
@@ -1309,7 +1315,7 @@ class Engine {
     const token = this.#token;
     const found = typeof token === "function" ? await token() : (token ?? "");
     if (typeof found === "string") return found;
-    throw new ConnectionClosed(BAD_TOKEN, "no string");
+    throw new ConnectionClosed(BAD_TOKEN, "no token");
   }
 
   /** @param {unknown} cause */
@@ -1355,7 +1361,6 @@ class Engine {
     link.pong = flag(result.pong);
     link.unit = count(limits.unit) || Infinity;
     link.most = count(limits.message) || Infinity;
-    link.large = count(limits.large) || link.unit;
     link.limits = limits;
     if (rate > 0) {
       link.bucket = makeBucket(rate * SHARE, burst * SHARE, now);
@@ -1517,7 +1522,7 @@ class Engine {
       const { large } = await import("./chunks.js");
       if (link === this.#link) large(link, it, this.#clock, (unit) => this.#received(link, unit));
     } catch (cause) {
-      if (link === this.#link) this.#lost(`${cause}`);
+      if (link === this.#link) this.#lost(`cannot take it: ${cause}`);
     }
   }
 
@@ -1548,8 +1553,8 @@ class Engine {
     const fits = isName(channel) && !/[\u0000-\u001f\u007f]/.test(channel);
     check(fits, "a name has 1 to 255 bytes, no controls", channel);
     const at = checkedPosition(since);
-    check(isCount(rewind) && !(at && rewind), "rewind is a count; pass it or since");
-    check(maxQueue >= 1, "maxQueue is at least 1", maxQueue);
+    check(isCount(rewind) && !(at && rewind), "rewind is a count, without since");
+    check(maxQueue >= 1, "maxQueue is positive", maxQueue);
     const found = this.#rooms.get(channel);
     check(!found?.bound, `${quoted(channel)} is joined already`);
     const room = found ?? new Membership(this, channel, this.#newBackoff());
@@ -1785,16 +1790,17 @@ class Engine {
     let size = 0;
     for (let unit; (unit = this.#nextUnit(link));) {
       const more = byteLength(unit) + 1;
-      if (more > link.unit) this.#large(link, unit);
-      else {
-        if (frame && size + more > Math.min(FRAME, link.unit)) {
-          link.socket.send(frame);
-          frame = "";
-          size = 0;
-        }
-        frame += frame ? `\n${unit}` : unit;
-        size += more;
+      if (more > link.unit) {
+        this.#large(link, unit);
+        continue;
       }
+      if (frame && size + more > Math.min(FRAME, link.unit)) {
+        link.socket.send(frame);
+        frame = "";
+        size = 0;
+      }
+      frame += frame ? `\n${unit}` : unit;
+      size += more;
     }
     if (frame) link.socket.send(frame);
   }
@@ -1825,12 +1831,12 @@ class Engine {
   }
 
   /** The next command that is within the server's limits; the others are told that they are not. @param {Link} link */
-  #nextSending({ most, large }) {
+  #nextSending({ unit, most, limits }) {
     for (const sending of this.commands) {
       const { method, json, size, lane, flying } = sending;
       if (flying || (lane && this.#rooms.get(lane)?.phase !== "in")) continue;
       // Around the body stand an id and the method.
-      if (byteLength(json) + 40 <= large && (method !== "publish" || size <= most)) return sending;
+      if (byteLength(json) + 40 <= (limits.large || unit) && (method !== "publish" || size <= most)) return sending;
       giveUp(sending, new InvalidMessage(`${size} bytes are too many`));
     }
     return undefined;
@@ -1876,7 +1882,7 @@ class Engine {
       // Given up, the identity expires: the server closes the connection, and the next one finds out.
       if (again) link.refreshAt = this.#now() + (error?.retryAfter ?? 1 + 2 * this.#random());
       this.#arm();
-      this.tell(new RtkitError(`not renewed: ${cause}`, { cause }));
+      this.tell(new RtkitError(`no token: ${cause}`, { cause }));
     };
     try {
       const token = await this.#getToken();
@@ -2378,7 +2384,7 @@ export class Room {
   }
 }
 
-const EITHER_OR = "listen or iterate, not both";
+const EITHER_OR = "listen or iterate";
 
 /** @param {string} name */
 function named(name) {

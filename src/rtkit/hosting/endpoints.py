@@ -29,7 +29,8 @@ _NAMED: Final = frozenset({"ready", "ws", "websocket", *SCRIPTS})
 _ALLOW: Final = "GET, HEAD, OPTIONS"
 
 NOT_FOUND: Final = (
-    "Nothing is here. This is rtkit; below its mount point are ws (a WebSocket), ready and client.js.\n"
+    "Nothing is here. This is rtkit; below its mount point are ws (a WebSocket), sse, poll, events, "
+    "ready and client.js.\n"
 )
 _NO_SCRIPT: Final = "This installation of rtkit comes without its browser SDK.\n"
 _NO_UPGRADE: Final = (

@@ -189,10 +189,12 @@ class LocalRoom:
         # What conflates, or is larger than any outbox, is for the outbox to judge.
         direct = len(pending) == 1 or policy != "latest_per_key"
         direct = direct and self._pending_bytes < self.engine.limits.outbox
-        small, small_rt = self.engine.small, self.engine.small_rt
-        # What is too large to go whole does not go past the outbox either (T8).
-        largest = max(each.size for each in pending) if self._pending_bytes > small_rt else 0
-        whole = largest <= small_rt
+        aside = False  # to foreign members alone
+        if self._pending_bytes > self.engine.small_rt:
+            # What is too large to go whole does not go past the outbox either (T8).
+            largest = max(each.size for each in pending)
+            if largest > self.engine.small_rt:
+                direct, aside = False, direct and largest <= self.engine.small
         self._pending = []
         self._pending_bytes = 0
         self.engine.settled(self)
@@ -205,17 +207,16 @@ class LocalRoom:
             connection = session.connection
             if connection is None:
                 continue
-            if (
-                direct
-                and connection.clear
-                and (alone or len(session.rooms) == 1)
-                and (whole or (not connection.rt and largest <= small))
-            ):
+            if direct and connection.clear and (alone or len(session.rooms) == 1):
                 if connection.rt:
                     batch = rt = rt or Batch([each.unit(True) for each in pending])
                 else:
                     batch = base = base or Batch([each.unit(False) for each in pending])
                 connection.clear = connection.transport.send_batch(batch)
+                written += 1
+            elif aside and not connection.rt and connection.clear and (alone or len(session.rooms) == 1):
+                base = base or Batch([each.unit(False) for each in pending])
+                connection.clear = connection.transport.send_batch(base)
                 written += 1
             else:
                 self._queue(member, connection, pending, policy, spilled)

@@ -143,8 +143,8 @@ class Server:
     def stop_accepting(self) -> None:
         """Close the listening sockets, and keep no connection alive beyond its next answer. Idempotent.
 
-        Those between two requests stay until :meth:`aclose`: a client that polls hears what the hub says at last only if
-        it can ask once more.
+        Those between two requests stay until :meth:`aclose`: a client that polls hears what the hub says at last only
+        if it can ask once more.
         """
         self._closed = True
         self._site.draining = True

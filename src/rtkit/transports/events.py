@@ -318,8 +318,7 @@ class EventsTransport:
 
     def _closed_early(self, code: int, reason: str) -> None:
         driver, self._driver = self._driver, None
-        if self._pipe is None:
-            self._cancel()
+        self._cancel()
         if driver is not None:
             driver.lost(code, reason)
 

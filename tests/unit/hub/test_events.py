@@ -586,6 +586,7 @@ async def test_a_stream_that_was_closed_before_it_began(world: World) -> None:
     await hub.user("ann").close(reason="enough")
     await world.settle()
     assert no_one_is_there(hub)
+    assert hub.statistics().deadlines == 0
     page = EventSource(hub, world.clock, "")
     page.sink.stream = answer.start(page.sink)
     await page.settle()
