@@ -14,7 +14,8 @@
     │   └── InvalidMessage         a value that cannot be published or sent as declared
     ├── Reject                     the application says no; its text is shown to the client
     │   └── BadUnit                the peer sent something outside the protocol
-    │       └── wire.BadCommand    a unit from a client that is no command
+    │       ├── wire.BadCommand    a unit from a client that is no command
+    │       └── wire.BadChunk      a chunk that does not fit what came before it
     ├── Unavailable                the world broke: retry later
     │   ├── BrokerUnavailable      the broker cannot be reached; nothing was stored
     │   └── PublishUnknown         it may or may not have been stored: retry with the same key

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.support.browser import PATIENCE, Tabs
 from tests.support.cable import Cable
@@ -36,6 +36,15 @@ async def ann_and_bob(tabs: Tabs, chat: ChatServer, cable: Cable) -> tuple[Perso
     await bob.enter("bob")
     await ann.sees("ann (you)", "bob")
     return ann, bob
+
+
+async def only_pages(person: Person) -> None:
+    """Pages come through, WebSockets do not, and nor does the question whether something else would."""
+
+    async def refuse(route: Route) -> None:
+        await route.abort()
+
+    await person.page.context.route("**/rt/ready", refuse)
 
 
 async def test_a_conversation_survives_a_cut(tabs: Tabs, chat: ChatServer, cable: Cable) -> None:
@@ -107,6 +116,7 @@ async def test_what_was_never_sent_survives_a_reload(tabs: Tabs, chat: ChatServe
     await bob.has_state("waiting")
     await bob.say("first", "second")
     await bob.find("#text").fill("a draft")
+    await only_pages(bob)
     cable.plug(but=b"/rt/ws")  # pages come through, WebSockets do not
     await bob.page.reload()
     await bob.waits_to_send("first", "second")
@@ -157,6 +167,7 @@ async def test_two_tabs_that_share_what_waits_send_it_once(
     await bob.has_state("waiting")
     await bob.say("once")
     kept = await bob.evaluate("JSON.stringify(sessionStorage)")
+    await only_pages(bob)
     cable.plug(but=b"/rt/ws")
     twin = Person(await tabs.open(f"http://127.0.0.1:{cable.port}/", beside=bob.page))
     await twin.evaluate("(kept) => Object.assign(sessionStorage, JSON.parse(kept))", kept)

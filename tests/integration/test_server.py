@@ -57,7 +57,7 @@ async def test_a_client_and_a_room() -> None:
             assert server.statistics().websockets == 1
         assert not hub.statistics().connections
     assert not hub.running
-    assert repr(server) == "<Server closed, 0 WebSockets>"
+    assert repr(server) == "<Server closed, 0 WebSockets, 0 streams>"
 
 
 async def test_a_hub_that_runs_already_and_one_that_runs_again() -> None:

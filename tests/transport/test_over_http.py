@@ -12,7 +12,7 @@ import pytest
 from rtkit import Credentials, Identity
 from tests.support.hosts import HOSTS, MORE_HOSTS, Host
 from tests.support.rawsession import PollSession, StreamSession
-from tests.support.rawsocket import Refusal
+from tests.support.rawsocket import Peer, Refusal
 from tests.transport.conftest import PATIENCE, Site, tasks, until
 
 #: Bytes of a message; with a thousand of them what TCP keeps in its own buffers is soon full.
@@ -319,10 +319,21 @@ async def test_who_never_reads_again_is_dropped(site: Site) -> None:
 # -- crowds
 
 
+async def _first(site: Site, kind: str) -> Peer:
+    """A member over a WebSocket, where a session over HTTP has been: from then on the hub keeps its lease up."""
+    first = await site.client("first", "log:a")
+    early = await site.session(kind, "early")
+    await early.leave()
+    if kind == "poll":
+        await site.clock.advance(10)  # its goodbye might have been fetched
+    await until(lambda: site.open_connections == 1 == len(site.served.transports()))
+    return first
+
+
 async def test_a_crowd(site: Site, kind: str) -> None:
     """All get all messages in order, until half of them are gone without a word; then the rest says goodbye."""
     await site.open()
-    first = await site.client("first", "log:a")
+    first = await _first(site, kind)
     before, running = site.hub.statistics(), len(tasks())
     # A poll is three requests or more where a stream is one, and uvicorn's h11 is slow.
     size = 200 if kind == "sse" else 80
@@ -360,7 +371,7 @@ async def test_a_crowd(site: Site, kind: str) -> None:
 async def test_an_idle_crowd_costs_no_task(site: Site, kind: str) -> None:
     """C5: on our own server; an ASGI server has a task per request, and that is all."""
     await site.open()
-    first = await site.client("first", "log:a")
+    first = await _first(site, kind)
     running = len(tasks())
     crowd = [await site.session(kind, f"user {n}", "log:a") for n in range(50)]
     for each in crowd:

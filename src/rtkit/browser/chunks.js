@@ -112,6 +112,8 @@ function send(link, outgoing, clock) {
 /** @param {Uint8Array} bytes */
 function base64(bytes) {
   let text = "";
-  for (let at = 0; at < bytes.length; at += ARGUMENTS) text += String.fromCharCode(...bytes.subarray(at, at + ARGUMENTS));
+  for (let at = 0; at < bytes.length; at += ARGUMENTS) {
+    text += String.fromCharCode(...bytes.subarray(at, at + ARGUMENTS));
+  }
   return btoa(text);
 }

@@ -186,9 +186,7 @@ class User:
         self._hub = hub
         self.id = id
 
-    async def close(
-        self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "", client: str = ""
-    ) -> None:
+    async def close(self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "", client: str = "") -> None:
         """Close all the user's connections, or one.
 
         :param client: the id of the client whose connection it is; all of the user's unless given.

@@ -85,9 +85,11 @@ test("cut later, or closed by the server, or refused in band: not the transport'
   for (let n = 0; n < 4; n++) {
     await clock.advance(13);
     await server.socket.drop();
-    await clock.advance(2);
+    await clock.advance(20);
+  }
+  for (let n = 0; n < 4; n++) {
     await server.socket.drop(3001, "draining");
-    await clock.advance(22);
+    await clock.advance(6);
   }
   server.on("connect", new Refuse(100, "busy", { temporary: true }));
   for (let n = 0; n < 4; n++) {

@@ -140,6 +140,7 @@ for (const [name, pushes] of [
   ["no id", [{ data: "eHg=" }]],
   ["no UTF-8", [{ of: 1, data: "/w==", last: true }]],
   ["no JSON", [{ of: 1, data: "eHg=", last: true }]],
+  ["more of what is whole", [{ of: 1, data: "e30=", last: true }, { of: 1, n: 1, data: "e30=", last: true }]],
   ["the same id again", [{ of: 1, data: "e30=", last: true }, { of: 1, data: "e30=", last: true }]],
 ]) {
   test(`chunks that make no sense cost the connection, not the page: ${name}`, async (t) => {

@@ -529,3 +529,13 @@ async def test_a_hub_that_closes_ends_who_is_parked(world: World, diary: Diary) 
     await ann.drop()
     await hub.aclose()
     assert sorted(diary.read()[2:]) == ["ann ends: draining", "ann leaves room:a"]
+
+
+async def test_a_goodbye_in_the_same_packet_as_the_close(world: World, diary: Diary) -> None:
+    """C3: the transport is gone before the goodbye has had its turn."""
+    hub = diary.hub(world)
+    ann, _ = await come(world, hub)
+    ann.tell({"bye": {}})
+    ann.pipe.lose(1000, "")
+    await world.settle()
+    assert hub.statistics().sessions == 0

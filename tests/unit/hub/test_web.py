@@ -729,3 +729,37 @@ async def test_a_node_without_a_word_for_a_request_says_so(world: World) -> None
     answered = await other.engine.relay.ask(hub.node_id, Ask(do="dance"))
     assert answered is not None
     assert answered.status == 501
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_goodbye_that_comes_after_the_stream_was_dropped(world: World, kind: Kind) -> None:
+    """C3: a page that goes away drops its stream and says goodbye, and either may come first."""
+    hub = plain_hub(world)
+    ann = await come(world, hub, kind)
+    await ann.drop()
+    assert hub.statistics().sessions == 1
+    assert (await ann.delete()).status == 204
+    assert hub.statistics().sessions == 0
+    assert not hub.engine.web.sessions
+
+
+async def test_a_late_goodbye_does_not_end_who_has_come_back(world: World) -> None:
+    hub = plain_hub(world)
+    ann = await come(world, hub, "sse")
+    await ann.drop()
+    told = ann.reply(1)["connect"]
+    again = WebClient(hub, world.clock, kind="sse", rt=True)
+    await again.connect("ann", rt={"v": 1, "resume": told["rt"]["resume"]})
+    assert (await ann.delete()).status == 204
+    assert again.closed is None
+    assert hub.statistics().sessions == 1
+
+
+async def test_a_client_between_two_polls_does_not_hold_up_a_hub_that_closes(world: World) -> None:
+    hub = plain_hub(world)
+    await by_hand(world, hub)
+    closing = asyncio.ensure_future(hub.aclose())
+    await world.clock.advance(1.9)
+    assert not closing.done()
+    await world.clock.advance(0.2)
+    assert closing.done()
