@@ -83,6 +83,7 @@ class Connection:
         "_pending_bytes",
         "_refreshing",
         "_replies_leave",
+        "_said_bye",
         "clear",
         "closing",
         "engine",
@@ -121,6 +122,7 @@ class Connection:
         self._dirty = False
         self._corked = False
         self._refreshing = False
+        self._said_bye = False
         self._overdrawn = 0
         self._commands = TokenBucket(limits.commands.rate, limits.commands.burst)
         self._bytes = TokenBucket(limits.inbound.rate, limits.inbound.burst)
@@ -178,6 +180,9 @@ class Connection:
         if command.refresh is not None and self.session is not None and methods_of(command) == ["refresh"]:
             self.refresh(command)  # bypasses the queue: a waiting handler must not let a token expire (C2)
             return
+        if command.bye is not None:
+            # It is carried out in its turn, unless the transport goes before: a goodbye it was all the same (C3).
+            self._said_bye = True
         self._enqueue(command, len(unit) if assembled else 0)
 
     def _chunk(self, chunk: Chunk, now: float) -> None:
@@ -624,7 +629,8 @@ class Connection:
             units = self.outbox.take(self.engine.limits.outbox) if self.outbox else []
             if self._freight is not None:
                 units = [unit for unit in units if unit]  # no fences; what is large stays behind
-            if units and self.transport.buffered == 0:
+            # Over long-poll, what waits to be fetched holds nobody up, and goes with the goodbye.
+            if units and (self.transport.buffered == 0 or self.transport.kind == "poll"):
                 self.transport.send(units)
             self.transport.close(code, reason)
         bye = code == codes.WS_NORMAL or codes.is_terminal(code)
@@ -640,7 +646,7 @@ class Connection:
             self.clear = False
             self.engine.counters.add("closes", "lost" if code in (1005, 1006) else "peer")
             # A browser closes with 1001 when its page goes, which may come back; so a goodbye is said with words.
-            self._let_go(code, reason, 0.0)
+            self._let_go(code, reason, None if self._said_bye else 0.0)
         self.engine.dropped(self)
 
     def _let_go(self, code: int, reason: str, window: float | None) -> None:

@@ -201,6 +201,7 @@ class Parking:
             self._engine.detach(member)
             if member.entered or member.room.name not in session.parked:
                 session.parked[member.room.name] = member
+        session.parted = None
         connection, session.connection = session.connection, None
         if session.park_deadline is not None:
             session.park_deadline.cancel()

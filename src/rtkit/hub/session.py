@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .engine import Engine
     from .local import Member
+    from .web import HttpSession
 
 __all__ = ["Session", "SessionStatistics", "application_data"]
 
@@ -59,6 +60,7 @@ class Session(Generic[C]):
         "park_deadline",
         "park_reason",
         "parked",
+        "parted",
         "resumed",
         "rooms",
         "state",
@@ -77,6 +79,7 @@ class Session(Generic[C]):
         self.parked: dict[str, Member] = {}
         self.park_deadline: Deadline | None = None
         self.park_reason = ""
+        self.parted: HttpSession | None = None  # what it was connected by last, over HTTP
         self._tasks: set[asyncio.Task[None]] | None = None
 
     def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:

@@ -14,6 +14,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -91,7 +92,17 @@ class HttpSession:
         credential, and is written nowhere (T11).
     """
 
-    __slots__ = ("_bound", "_calls", "_proof", "_waiting", "connection", "id", "transport", "uplink")
+    __slots__ = (
+        "__weakref__",
+        "_bound",
+        "_calls",
+        "_proof",
+        "_waiting",
+        "connection",
+        "id",
+        "transport",
+        "uplink",
+    )
 
     def __init__(
         self, node: str, connection: Connection, transport: StreamTransport | PollTransport, proof: bytes
@@ -268,6 +279,9 @@ class Web:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.sessions: dict[str, HttpSession] = {}
+        # Those whose transport is gone, for as long as the session they belonged to is parked: a page that goes away
+        # drops its stream and says goodbye, and either may come first.
+        self._parted: WeakValueDictionary[str, HttpSession] = WeakValueDictionary()
         for do in ("send", "emulate", "poll", "bye"):
             engine.relay.obey[do] = self.take
 
@@ -346,6 +360,10 @@ class Web:
         """Its transport is gone."""
         self.sessions.pop(http.id, None)
         http.end()
+        session = http.connection.session
+        if session is not None and session.connection is None and not session.ended:
+            session.parted = http
+            self._parted[http.id] = http
 
     async def _send(self, request: HttpRequest) -> Answer:
         seq = request.handshake.header("rt-seq") or ""
@@ -420,6 +438,8 @@ class Web:
     def take(self, request: Ask) -> Obeyed:
         """Do with a session what a request asks; plain, on the owner."""
         http = self.sessions.get(request.session)
+        if http is None and request.do == "bye":
+            http = self._parted.get(request.session)
         if http is None:
             return Answered(status=410, body=b"this session has ended\n")
         if status := http.is_shown_by(request):
@@ -427,7 +447,7 @@ class Web:
         if request.do == "poll":
             return self._take_poll(http, request.number)
         if request.do == "bye":
-            http.connection.close(codes.WS_NORMAL, "bye")
+            self._bye(http)
             return Answered(status=204)
         if http.transport.closed:
             return Answered(status=410, body=b"this session has ended\n")
@@ -439,6 +459,13 @@ class Web:
         if http.uplink.take(request.number, request.body) is Taken.REFUSED:
             return Answered(status=429, retry_after=1, body=b"requests before this one are missing\n")
         return Answered(status=204)
+
+    def _bye(self, http: HttpSession) -> None:
+        session = http.connection.session
+        if session is not None and session.parted is http and session.connection is None:
+            self._engine.parking.end(session, "bye")
+        else:
+            http.connection.close(codes.WS_NORMAL, "bye")
 
     def _take_poll(self, http: HttpSession, ack: int) -> Obeyed:
         transport = http.transport

@@ -32,6 +32,8 @@ _HEADERS: Final = (("content-type", "application/json"), ("cache-control", "no-s
 #: Units of one batch at the most, in bytes and by number: what a reader can be asked to parse in one go.
 _BATCH_BYTES: Final = 1024 * 1024
 _BATCH_UNITS: Final = 1000
+#: Seconds in which a peer that is between two polls may come for the goodbye.
+_LAST_POLL: Final = 2.0
 
 
 @final
@@ -178,7 +180,7 @@ class PollTransport:
         if self._closed is None:
             self.send((goodbye(code, reason),))
             self._closed = (code, reason)
-            self._end_in(self._gone, absent=True)
+            self._end_in(min(self._gone, _LAST_POLL), absent=True)
 
     # -- inside
 
