@@ -286,7 +286,8 @@ def test_the_limits_are_the_defaults() -> None:
     assert stated == {
         "bytes of a frame": f"{limits.max_frame // mib} MiB",
         "bytes of a publication": f"{limits.max_publication // mib} MiB",
-        "bytes of a large unit, and of all unfinished ones": f"{limits.large // mib} MiB, {limits.assembling // mib} MiB",
+        "bytes of a large unit, and of all unfinished ones": f"{limits.large // mib} MiB, "
+        f"{limits.assembling // mib} MiB",
         "commands a second, and at once": f"{limits.commands.rate:g}, {limits.commands.burst:g}",
         "bytes a second, and at once": f"{limits.inbound.rate // mib} MiB, {limits.inbound.burst // mib} MiB",
         "rooms": f"{limits.max_rooms}",

@@ -93,7 +93,9 @@ async def test_misuse(backend: MemoryBackend) -> None:
             await publisher.publish("user:ann", "x")
         with pytest.raises(InvalidMessage, match="cannot be encoded as JSON"):
             await publisher.publish("live", {"x": "\ud800"})
-        with pytest.raises(InvalidMessage, match="a message of 1,048,577 bytes; at most 1,048,576 are allowed"):
+        with pytest.raises(
+            InvalidMessage, match="a message of 1,048,577 bytes; at most 1,048,576 are allowed"
+        ):
             await publisher.publish("live", "x" * 1_048_575)
     assert backend.statistics().entries == 0
 

@@ -1048,7 +1048,7 @@ function gapOfJoin({ gap, epoch }, before, end) {
  */
 
 /** @param {unknown} [cause] */
-const unknown = (cause) => new PublishUnknown("sent, but not answered", { cause });
+const unknown = (cause) => new PublishUnknown("not answered", { cause });
 
 /** It is over: with this error only if it certainly was not done. @param {Sending} sending @param {Error} error */
 const giveUp = (sending, error) => sending.settle(sending.since !== null && sending.keyed ? unknown(error) : error);
@@ -1250,7 +1250,8 @@ class Engine {
   #bye() {
     const link = this.#link;
     this.#resume = "";
-    if (link?.online && link.rt) link.socket.send('{"bye":{}}');
+    // A browser complains of what is sent on a socket that is closing.
+    if (link?.online && link.rt && !(link.socket.readyState > 1)) link.socket.send('{"bye":{}}');
     this.#dropLink(NORMAL);
   }
 
@@ -1678,7 +1679,7 @@ class Engine {
       const size = byteLength(payload);
       const { maxOffline, maxOfflineBytes } = this.#limits;
       if (this.commands.size >= maxOffline || (this.commands.size && this.#commandBytes + size > maxOfflineBytes)) {
-        throw new QueueFull("too many commands wait");
+        throw new QueueFull("too many wait");
       }
       /** @type {any} */ let timer;
       const abort = () => sending.settle(signal?.reason);
