@@ -19,7 +19,7 @@ from aiohttp.client_exceptions import ClientError
 
 from .services import require
 
-__all__ = ["find_nginx", "nginx", "round_robin"]
+__all__ = ["free_port", "haproxy_with", "nginx", "nginx_with", "round_robin"]
 
 #: Headers of one connection, which a proxy must not pass on.
 _HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer", "proxy-connection"}
@@ -72,97 +72,101 @@ async def round_robin(ports: Sequence[int]) -> AsyncGenerator[int]:
             await runner.cleanup()
 
 
-def find_nginx() -> str:
-    """The program; the test is skipped, or fails in CI, without one."""
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    return found or require("nginx", "no nginx", "apt-get install nginx-light")
+def _find(name: str, package: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    return found or require(name, f"no {name}", f"apt-get install {package}")
 
 
-_CONF = """
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+_NGINX = """
 daemon off;
-pid {folder}/pid;
-error_log {folder}/error.log;
+pid pid;
+error_log error.log;
 worker_processes 1;
 events {{ worker_connections 512; }}
 http {{
     access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    upstream hubs {{ {servers} }}
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
     {http}
+}}
+"""
+
+_BALANCING = """
+    upstream hubs {{ {servers} }}
     server {{
-        listen {listen};
-        {server}
+        listen 127.0.0.1:{port};
         location /rt/ {{
-            proxy_pass {scheme}://hubs;
+            proxy_pass http://hubs;
             proxy_http_version 1.1;
             proxy_set_header Host $http_host;
             proxy_set_header Connection "";
-            proxy_read_timeout 60s;
-            {location}
         }}
     }}
-}}
 """
 
 
 @asynccontextmanager
-async def nginx(
-    ports: Sequence[int], *, http: str = "", server: str = "", location: str = "", tls: bool = False
-) -> AsyncGenerator[int]:
-    """A real nginx in front of these ports; the port to connect to.
+async def nginx(ports: Sequence[int]) -> AsyncGenerator[int]:
+    """A real nginx that passes each request to the next of these ports; the port to connect to. No WebSockets."""
+    port = free_port()
+    servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in ports)
+    async with nginx_with(_BALANCING.format(servers=servers, port=port), port):
+        yield port
 
-    :param http: more lines of its configuration, and
-    :param server: of the server, and
-    :param location: of the hub's location.
-    :param tls: it speaks TLS to clients, with the tests' certificate.
-    """
-    program = find_nginx()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+
+@asynccontextmanager
+async def nginx_with(http: str, port: int) -> AsyncGenerator[None]:
+    """A real nginx with this in the ``http`` block of its configuration, which makes it listen on *port*."""
+    program = _find("nginx", "nginx-light")
     with tempfile.TemporaryDirectory() as folder:
-        listen = f"127.0.0.1:{port}"
-        if tls:
-            pem = Path(__file__).with_name("localhost.pem")
-            listen += " ssl"
-            server += f"ssl_certificate {pem}; ssl_certificate_key {pem};"
-        servers = "".join(f"server 127.0.0.1:{each} max_fails=0; " for each in ports)
-        conf = _CONF.format(
-            folder=folder,
-            servers=servers,
-            listen=listen,
-            http=http,
-            server=server,
-            location=location,
-            scheme="http",
-        )
-        Path(folder, "nginx.conf").write_text(conf)  # noqa: ASYNC240 # a small file, in a test
-        process = await asyncio.create_subprocess_exec(
-            program, "-p", folder, "-c", f"{folder}/nginx.conf", stderr=asyncio.subprocess.PIPE
-        )
-        try:
-            await _listening(process, port)
-            yield port
-        finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
+        Path(folder, "nginx.conf").write_text(_NGINX.format(http=http))  # noqa: ASYNC240 # a small file
+        async with _running(port, program, "-p", folder, "-c", "nginx.conf"):
+            yield
+
+
+@asynccontextmanager
+async def haproxy_with(configuration: str, port: int) -> AsyncGenerator[None]:
+    """A real HAProxy with this configuration, which makes it listen on *port*."""
+    program = _find("haproxy", "haproxy")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "haproxy.cfg").write_text(configuration)  # noqa: ASYNC240 # a small file
+        async with _running(port, program, "-db", "-q", "-f", f"{folder}/haproxy.cfg"):
+            yield
+
+
+@asynccontextmanager
+async def _running(port: int, *command: str) -> AsyncGenerator[None]:
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    try:
+        await _listening(process, port)
+        yield
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
 
 
 async def _listening(process: asyncio.subprocess.Process, port: int) -> None:
     for _ in range(500):
         if process.returncode is not None:
             assert process.stderr is not None
-            raise RuntimeError(f"nginx has ended: {(await process.stderr.read()).decode()}")
+            raise RuntimeError(f"it has ended: {(await process.stderr.read()).decode()}")
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # another program; there is nothing else to wait for
         else:
             writer.close()
             return
-    raise RuntimeError("nginx does not listen")
+    raise RuntimeError("it does not listen")
