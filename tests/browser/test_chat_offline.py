@@ -58,7 +58,9 @@ async def test_a_conversation_survives_a_cut(tabs: Tabs, chat: ChatServer, cable
     await expect(bob.find("#trouble-text")).to_have_text(
         "The connection is lost. What you write is sent when you are back.", timeout=PATIENCE
     )
-    await ann.sees("ann (you)", "bob")  # C3: he may come back, and is not seen to leave until the grace is over
+    await ann.sees(
+        "ann (you)", "bob"
+    )  # C3: he may come back, and is not seen to leave until the grace is over
     away = [f"you cannot hear this yet: {number}" for number in range(20)]
     await ann.say(*away)
     await bob.say("and this", "is said offline")

@@ -43,7 +43,11 @@ def fastapi(hub: Hub[Any]) -> Any:
 def litestar(hub: Hub[Any]) -> Any:
     from litestar import Litestar, asgi
 
-    return Litestar([asgi("/rt", is_mount=True, copy_scope=True)(hub)], lifespan=[hub.lifespan])
+    return Litestar(
+        [asgi("/rt", is_mount=True, copy_scope=True)(hub)],
+        lifespan=[hub.lifespan],
+        logging_config=None,  # its own would have the whole process log, and other tests hear it
+    )
 
 
 def quart(hub: Hub[Any]) -> Any:
