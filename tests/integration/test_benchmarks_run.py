@@ -55,3 +55,8 @@ async def test_idle_members_stay() -> None:
     )
     assert said.count("20 of 20 joined") == 2
     assert said.count("20 still there") == 2
+
+
+async def test_transports_cost_something() -> None:
+    said = await bench("transports", "--members", "5", "--rate", "20", "--seconds", "0.5", "--rest", "0.2")
+    assert said.count("| all") == 3

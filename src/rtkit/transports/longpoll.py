@@ -180,7 +180,7 @@ class PollTransport:
         if self._closed is None:
             self.send((goodbye(code, reason),))
             self._closed = (code, reason)
-            self._end_in(min(self._gone, _LAST_POLL), absent=True)
+            self._end_in(self._gone, absent=True)
 
     # -- inside
 
@@ -242,6 +242,8 @@ class PollTransport:
                 self._end_in(self._gone, absent=True)
 
     def _end_in(self, seconds: float, *, absent: bool) -> None:
+        if self._closed is not None:
+            seconds = min(seconds, _LAST_POLL)
         when = self._clock.monotonic() + seconds
         self._absent = absent
         if self._deadline is None:

@@ -763,3 +763,15 @@ async def test_a_client_between_two_polls_does_not_hold_up_a_hub_that_closes(wor
     assert not closing.done()
     await world.clock.advance(0.2)
     assert closing.done()
+
+
+async def test_a_client_that_goes_while_a_hub_closes_does_not_hold_it_up(world: World) -> None:
+    """Its poll is given up in the same turn in which it would have been answered."""
+    hub = plain_hub(world)
+    ann = await by_hand(world, hub)
+    waiting = await ann.poll(1)
+    closing = asyncio.ensure_future(hub.aclose())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await world.clock.advance(2.1)
+    assert closing.done()
