@@ -41,9 +41,9 @@ from .prepared import HIGH_WATER
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .http_session import HttpSession
     from .local import Member
     from .session import Session
-    from .web import HttpSession
 
 __all__ = ["Connection"]
 

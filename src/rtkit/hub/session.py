@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ..primitives.deadlines import Deadline
     from .connection import Connection
     from .engine import Engine
+    from .http_session import HttpSession
     from .local import Member
-    from .web import HttpSession
 
 __all__ = ["Session", "SessionStatistics", "application_data"]
 
