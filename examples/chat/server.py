@@ -4,6 +4,7 @@ A demonstration: whoever says "I am ann" is ann, in as many tabs as they like. `
 and a room for staff; `page/` is what the browser gets.
 """
 
+import itertools
 import unicodedata
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Said:  # what rooms publish
 class Here:  # who is in a room: what joining returns, and a signal when it changed
     people: list[str]
     count: int
+    turn: int  # a signal may be older than the list that joining returned
 
 
 @dataclass
@@ -59,6 +61,7 @@ directory = hub.rooms("rooms", publishes=Opened, history=History(100, ttl=86_400
 # Who is here, by room and session. This knows one process, and hears of a connection that died without a word
 # only when the heartbeat missed it.
 here: dict[str, dict[str, str]] = {}
+turns = itertools.count(1)
 
 
 @chat.authorize
@@ -97,7 +100,7 @@ async def left(ctx: Context[None, Said]) -> None:
 def tell(ctx: Context[None, Said]) -> Here:
     """Tell everybody else in the room who is here now. A signal may get lost; the next one has it all again."""
     people = sorted(set(here[ctx.room.name].values()))
-    now = Here(people[:SHOWN], len(people))
+    now = Here(people[:SHOWN], len(people), next(turns))
     # Not `ctx.room.signal`: from one sender, the server, only the newest list has to reach who is behind.
     ctx.hub.room(ctx.room.name).signal(now, exclude=ctx.session)
     return now

@@ -45,6 +45,7 @@ export class Talk {
     this.unread = 0;
     this.read = memory.get(`${this.me} read ${name}`, null); // position
     this.people = [];
+    this.turn = 0;
     this.count = 0;
     this.joined = false;
     this.refused = "";
@@ -53,7 +54,7 @@ export class Talk {
     this.room.on("joined", (info) => this.onJoined(info));
     this.room.on("Said", (_, message) => this.onSaid(message));
     this.room.on("gap", (gap) => this.onGap(gap));
-    this.room.on("signal", ({ event, data }) => event === "Here" && this.onHere(data));
+    this.room.on("signal", ({ event, data }) => event === "Here" && data.turn > this.turn && this.onHere(data));
     this.room.on("left", (error) => this.onLeft(error));
     // What a reload left over goes out first: whatever is written meanwhile waits for it.
     this.leftovers = this.sendLeftovers();
@@ -143,7 +144,8 @@ export class Talk {
     this.drawSoon();
   }
 
-  onHere({ people, count }) {
+  onHere({ people, count, turn }) {
+    this.turn = turn;
     this.people = people;
     this.count = count;
     if (this.shown) view.drawPeople(this);
