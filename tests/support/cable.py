@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from tests.support.serving import stop_serving
+
 __all__ = ["Cable"]
 
 
@@ -33,7 +35,7 @@ class Cable:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
-        self._server.close()
+        await stop_serving(self._server)
         self.pull()
         for task in self._tasks:
             task.cancel()

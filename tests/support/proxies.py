@@ -12,6 +12,8 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from tests.support.serving import stop_serving
+
 __all__ = [
     "Fault",
     "Proxy",
@@ -74,7 +76,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
-        self._server.close()
+        await stop_serving(self._server)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

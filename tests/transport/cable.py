@@ -10,6 +10,8 @@ from ssl import SSLContext
 from types import TracebackType
 from typing import Self
 
+from tests.support.serving import stop_serving
+
 __all__ = ["Cable"]
 
 
@@ -45,7 +47,7 @@ class Cable:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         assert self._server is not None
-        self._server.close()
+        await stop_serving(self._server)
         self.pull()
         for task in self._tasks:
             task.cancel()
