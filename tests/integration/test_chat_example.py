@@ -175,10 +175,10 @@ async def test_who_is_here_is_counted_by_user_and_forgotten_in_the_end() -> None
     async with TestHub(server.hub) as t:
         ann, ann_again, bob = [await t.connect(token=name) for name in ("ann", "ann", "bob")]
         async with ann.join("chat:lobby") as hers:
-            assert hers.join_data == {"people": ["ann"], "count": 1}
+            assert hers.join_data == {"people": ["ann"], "count": 1, "turn": 1}
             async with hers.signals(server.Here) as told:
                 async with ann_again.join("chat:lobby"), bob.join("chat:lobby") as his:
-                    assert his.join_data == {"people": ["ann", "bob"], "count": 2}
+                    assert his.join_data == {"people": ["ann", "bob"], "count": 2, "turn": 3}
                     carl = await t.connect(token="carl")
                     async with carl.join("chat:lobby"):
                         pass
