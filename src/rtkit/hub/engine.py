@@ -385,7 +385,7 @@ class Engine:
             window is not None
             and connection.rt
             and connection.transport.kind != "events"  # nobody comes back to a session there, but to a place
-            and session.established
+            and (session.established or session.resumed)
             and self.accepting
             and self.limits.grace is not None
         ):
@@ -401,8 +401,9 @@ class Engine:
         :param elsewhere: another node has it now.
         """
         session.connection = None
-        if self.sessions.pop(session.id, None) is not session:
+        if self.sessions.get(session.id) is not session:
             return
+        del self.sessions[session.id]
         of_user = self.users.get(session.identity.user)
         if of_user is not None:
             of_user.discard(session)

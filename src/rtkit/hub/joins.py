@@ -81,8 +81,8 @@ async def join(
     )
     try:
         grant = await engine.authority.permit(ctx, family)
-    except Reject:
-        engine.parking.depart(session, name)
+    except Reject as error:
+        _refused(session, name, error)
         raise
     if session.connection is None:
         raise Reject("gone", code=codes.EXPIRED)
@@ -107,7 +107,7 @@ async def join(
             raise Reject("the position cannot be recovered", code=codes.UNRECOVERABLE)
     except BaseException as error:
         if isinstance(error, Reject) and not member.left:
-            engine.parking.depart(session, name)
+            _refused(session, name, error)
         engine.leave(member)
         raise
     session.parked.pop(name, None)
@@ -117,6 +117,12 @@ async def join(
     if isinstance(grant, TokenGrant):
         result.expires, result.ttl = grant.told()
     return result
+
+
+def _refused(session: Session[Any], name: str, error: Reject) -> None:
+    """Who may not come back to a room has left it, unless it was told to try again (C3)."""
+    if error.retry_after is None:
+        session.engine.parking.depart(session, name)
 
 
 def _is_unrecovered(result: SubscribeResult) -> bool:

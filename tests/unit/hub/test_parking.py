@@ -539,3 +539,51 @@ async def test_a_goodbye_in_the_same_packet_as_the_close(world: World, diary: Di
     ann.pipe.lose(1000, "")
     await world.settle()
     assert hub.statistics().sessions == 0
+
+
+async def test_lost_while_the_other_node_is_asked(world: World, diary: Diary) -> None:
+    """The session is here by then, and parks here: nobody sees it leave, and its client comes back to it."""
+    hub, other = diary.hub(world, "1:"), diary.hub(world, "2:")
+    await other.start()
+    ann, told = await come(world, hub)
+    await ann.call("subscribe", channel="room:a")
+    await ann.drop()
+    gate, ask = asyncio.Event(), other.engine.relay.ask
+
+    async def slowly(*args: Any, **options: Any) -> Any:
+        answered = await ask(*args, **options)
+        await gate.wait()
+        return answered
+
+    other.engine.relay.ask = slowly  # type: ignore[method-assign]
+    client = world.client(other, rt=True)
+    client.ask("connect", token="ann", rt={"v": 1, "resume": told["rt"]["resume"]})
+    await world.settle()
+    await client.drop()
+    gate.set()
+    await world.settle()
+    assert not [line for line in diary.read() if "leaves" in line]
+    _, again = await come(world, other, token=told["rt"]["resume"])
+    assert again["client"] == told["client"]
+    assert again["rt"]["resumed"] is True
+
+
+async def test_told_to_try_again_it_has_not_left(world: World, diary: Diary) -> None:
+    """A broker that is away is no reason to be seen leaving."""
+    hub = diary.hub(world)
+    ann, told = await come(world, hub)
+    await ann.call("subscribe", channel="room:a")
+    await ann.drop()
+    ann, _ = await come(world, hub, token=told["rt"]["resume"])
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise BrokerUnavailable("away")
+
+    broker: Any = hub.engine.broker
+    entries, broker.entries = broker.entries, away
+    error = await ann.refused("subscribe", channel="room:a")
+    assert error["temporary"] is True
+    broker.entries = entries
+    await ann.call("subscribe", channel="room:a")
+    await world.advance(30)
+    assert not [line for line in diary.read() if "leaves" in line]
