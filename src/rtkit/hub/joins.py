@@ -87,7 +87,6 @@ async def join(
     if session.connection is None:
         raise Reject("gone", code=codes.EXPIRED)
     member = Member(session, engine.local(name, family, params), grant, server_side=server_side)
-    member.returning = name in session.parked
     session.rooms[name] = member
     joining = Joining(
         member,

@@ -60,7 +60,6 @@ class Member:
     :ivar outside: where it stands while it is not live; None when it is.
     :ivar entered: its ``on_join`` is through, so that ``on_leave`` will have to run.
     :ivar left: it is on its way out; nothing may be done for it any more.
-    :ivar returning: to the others it was here all the time (C3).
     """
 
     __slots__ = (
@@ -70,7 +69,6 @@ class Member:
         "held",
         "left",
         "outside",
-        "returning",
         "room",
         "server_side",
         "session",
@@ -85,7 +83,6 @@ class Member:
         self.held: deque[Prepared] | None = None  # a room without history: what came while joining
         self.entered = False
         self.left = False
-        self.returning = False
         self.grant_deadline: Any = None
 
     def __repr__(self) -> str:

@@ -54,16 +54,14 @@ _encode = msgspec.msgpack.Encoder().encode
 class TakenUp:
     """A session that a connection goes on with.
 
-    :ivar session: as this node had it; None when it was another node's.
     :ivar rooms: it was in, on the other node.
     """
 
-    __slots__ = ("client", "generation", "rooms", "session")
+    __slots__ = ("client", "generation", "rooms")
 
-    def __init__(self, client: str, generation: int, session: Session[Any] | None, rooms: list[str]) -> None:
+    def __init__(self, client: str, generation: int, rooms: list[str]) -> None:
         self.client = client
         self.generation = generation
-        self.session = session
         self.rooms = rooms
 
 
@@ -116,15 +114,13 @@ class Parking:
         claim = read_token(await self._find_secret(), token, now=self._engine.clock.time())
         if claim is None or claim.user != identity.user:
             return None
-        session = self._engine.sessions.get(claim.client)
-        owner = await self._claim(claim, session)
+        owner = await self._claim(claim)
         if owner is None:
             self._engine.counters.add("resumes", "stale")
             return None
         rooms: list[str] = []
         if owner.node == self._engine.node_id:
-            session = self._engine.sessions.get(claim.client)  # as it is after the wait
-            if session is None:
+            if claim.client not in self._engine.sessions:
                 await self._too_late(claim.client)
                 return None
         else:
@@ -139,14 +135,14 @@ class Parking:
             # Whatever an earlier life of it left here: it is elsewhere that it went on.
             if (stale := self._engine.sessions.get(claim.client)) is not None:
                 self._hand_over(stale)
-            session = None
         self._engine.counters.add("resumes", "taken up")
-        return TakenUp(claim.client, owner.generation, session, rooms)
+        return TakenUp(claim.client, owner.generation, rooms)
 
-    async def _claim(self, claim: Claim, session: Session[Any] | None) -> Owner | None:
+    async def _claim(self, claim: Claim) -> Owner | None:
         """Take the session in the broker: who had it, with the generation that begins now; None for a stale claim."""
         broker = self._engine.broker
         if not keeps_state(broker):
+            session = self._engine.sessions.get(claim.client)
             found = Owner(1, session.generation, self._engine.node_id) if session is not None else None
             generation = may_take_up(claim, found)
             if found is None or generation is None:
