@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import Clock
 from ..errors import UsageError
-from .base import ANYTHING, Anything, Appended, Broker, Conflict, Revision, Sink, StateBroker, StreamBroker
+from .base import (
+    ANYTHING,
+    MAX_PAYLOAD,
+    Anything,
+    Appended,
+    Broker,
+    Conflict,
+    NewEntry,
+    Repeated,
+    Revision,
+    Sink,
+    StateBroker,
+    StreamBroker,
+)
 from .memory import MemoryBackend, MemoryBroker, MemoryStatistics
 
 if TYPE_CHECKING:
@@ -25,10 +38,13 @@ __all__ = [
     "Sink",
     # values
     "Appended",
+    "NewEntry",
     "Conflict",
+    "Repeated",
     "Revision",
     "Anything",
     "ANYTHING",
+    "MAX_PAYLOAD",
     # in this process
     "MemoryBroker",
     "MemoryBackend",

@@ -6,7 +6,9 @@ recovery; a :class:`StateBroker` adds keyed state with a lease.
 
 Each promise below has a test in :mod:`rtkit.testing.conformance` that bears its name.
 
-A *topic* is an opaque string; the hub makes them from room names. A *payload* is opaque bytes. An
+A *topic* is an opaque string; the hub makes them from room names. A *payload* is opaque bytes, of at most
+:data:`MAX_PAYLOAD`. Topics and keys that agree in what follows their first colon (``room:chat:1``, ``presence:chat:1``)
+belong together: a broker that spreads them over several servers keeps them on one. An
 instance belongs to one hub and one event loop; between ``aclose`` and the next ``open`` it
 belongs to none, and ``open`` may be called again, in another loop.
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeIs
@@ -32,10 +34,13 @@ from ..streams import StreamPage
 
 __all__ = [
     "ANYTHING",
+    "MAX_PAYLOAD",
     "Anything",
     "Appended",
     "Broker",
     "Conflict",
+    "NewEntry",
+    "Repeated",
     "Revision",
     "Sink",
     "StateBroker",
@@ -53,6 +58,12 @@ class Anything(Enum):
 
 #: Where a present value is expected: there may be any, or none.
 ANYTHING: Final = Anything.ANYTHING
+
+
+#: Bytes of a payload that every broker takes; a larger one it may refuse with ``InvalidMessage``, and has to when it
+#: would cut off those who are subscribed. Rooms allow messages of up to 4 MiB (T8); a quarter more is for what goes
+#: around them.
+MAX_PAYLOAD: Final = 5 * 1024 * 1024
 
 
 class Sink(Protocol):
@@ -92,7 +103,9 @@ class Broker(Protocol):
         ``publish``. After a loss that the broker can notice it calls ``Sink.interrupted``.
         *Echo*: a hub gets its own publications, if it subscribes to the topic.
     Errors
-        :class:`~rtkit.errors.BrokerUnavailable` when the backend cannot be reached; nothing was sent.
+        :class:`~rtkit.errors.BrokerUnavailable` when the backend cannot be reached, or refuses; nothing was done.
+        :class:`~rtkit.errors.PublishUnknown` when it cannot be known whether it was done.
+        :class:`~rtkit.errors.InvalidMessage` for a payload that is too large.
         :class:`~rtkit.errors.NotRunning` before ``open`` and after ``aclose``.
         :class:`~rtkit.errors.WrongLoop` from another loop than ``open`` was called in.
     Cancellation
@@ -144,8 +157,7 @@ class StreamBroker(Broker, Protocol):
         continuity that is not there.
         *Memory*: the epoch and the top outlive the messages (H6: by 30 days, and twice their ttl).
     Errors
-        Besides the broker's: :class:`~rtkit.errors.PublishUnknown` when it cannot be known whether a
-        payload was stored; repeating with the same key is then safe.
+        The broker's. After :class:`~rtkit.errors.PublishUnknown` repeating with the same key is safe.
     """
 
     async def append(
@@ -167,6 +179,26 @@ class StreamBroker(Broker, Protocol):
         :param expected: append only if the stream stands exactly there; else raise
             :class:`Conflict`.
         :param durability: wait until the payload is kept at this level.
+        """
+        ...
+
+    async def extend(
+        self,
+        topic: str,
+        entries: Sequence[NewEntry],
+        *,
+        history: History,
+        expected: Position | None = None,
+        durability: Durability = "stored",
+    ) -> Position:
+        """Append several entries, one right after the other, and publish each: all of them or none.
+
+        Options are those of :meth:`append`.
+
+        :param entries: at least one. No two have the same key.
+        :return: the position of the last one.
+        :raises Repeated: when a key was used before; this is looked at first.
+        :raises Conflict: when the stream does not stand at *expected*.
         """
         ...
 
@@ -206,6 +238,24 @@ class Conflict(RtkitError):
     def __init__(self, top: Position) -> None:
         super().__init__(f"the stream stands at {top}")
         self.top = top
+
+
+class Repeated(RtkitError):
+    """Some of the keys given to ``extend`` had been used within the window; nothing was appended.
+
+    :param positions: of those entries: where the first one is, by key.
+    """
+
+    def __init__(self, positions: Mapping[str, Position]) -> None:
+        super().__init__(f"{len(positions)} of the entries are there already")
+        self.positions = positions
+
+
+class NewEntry(NamedTuple):
+    """An entry for ``extend``: its payload, and the key that makes it idempotent."""
+
+    payload: bytes
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +321,8 @@ class StateBroker(Broker, Protocol):
 
         :param changes: what each field shall hold, for *ttl* seconds; None deletes it.
         :param expected: what fields, these or others, have to hold now; None: nothing.
-        :param topic: where to publish *payload*, with the position that is returned.
+        :param topic: where to publish *payload*, with the position that is returned. It belongs together with *key*
+            (see above).
         :return: None when a field holds something else than expected: then nothing was done.
         """
         ...

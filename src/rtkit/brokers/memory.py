@@ -35,7 +35,7 @@ from ..messages import Durability, History
 from ..position import Position
 from ..primitives.clocks import LoopClock
 from ..streams import Entry, StreamPage, locate, locate_back
-from .base import ANYTHING, Anything, Appended, Conflict, Revision, Sink
+from .base import ANYTHING, Anything, Appended, Conflict, NewEntry, Repeated, Revision, Sink
 
 __all__ = ["MemoryBackend", "MemoryBroker", "MemoryStatistics"]
 
@@ -284,23 +284,37 @@ class MemoryBackend:
         self, topic: str, payload: bytes, history: History, key: str | None, expected: Position | None
     ) -> Appended:
         """Deduplicate, number, store and publish."""
+        try:
+            return Appended(self.extend(topic, (NewEntry(payload, key),), history, expected))
+        except Repeated as repeated:
+            assert key is not None
+            return Appended(repeated.positions[key], duplicate=True)
+
+    def extend(
+        self, topic: str, entries: Sequence[NewEntry], history: History, expected: Position | None
+    ) -> Position:
+        """Deduplicate, number, store and publish several, or none."""
         now = self._tidy()
         stream = self._stream(topic, now)
         stream.trim(now, None)
-        if key is not None and (seen := stream.keys.get(key)) is not None:
-            return Appended(seen[0], duplicate=True)
+        repeats = {key: stream.keys[key][0] for _, key in entries if key is not None and key in stream.keys}
+        if repeats:
+            raise Repeated(repeats)
         if expected is not None and expected != stream.position:
             raise Conflict(stream.position)
-        stream.append(payload, now)
         stream.history = history
         stream.touch(now)
-        position = stream.position
-        if key is not None:
-            stream.keys[key] = (position, now + self.dedupe_window)
+        appended: list[tuple[bytes, Position]] = []
+        for payload, key in entries:
+            stream.append(payload, now)
+            appended.append((payload, stream.position))
+            if key is not None:
+                stream.keys[key] = (stream.position, now + self.dedupe_window)
         stream.trim(now, None)
         self._plan(stream, topic)
-        self.publish(topic, payload, position)
-        return Appended(position)
+        for payload, position in appended:
+            self.publish(topic, payload, position)
+        return appended[-1][1]
 
     def read(
         self, topic: str, since: Position | None, limit: int, reverse: bool, history: History | None
@@ -604,6 +618,18 @@ class MemoryBroker:
     ) -> Appended:
         """See :meth:`.StreamBroker.append`. There is one level of durability: the life of the process."""
         return self._opened().append(topic, payload, history, key, expected)
+
+    async def extend(
+        self,
+        topic: str,
+        entries: Sequence[NewEntry],
+        *,
+        history: History,
+        expected: Position | None = None,
+        durability: Durability = "stored",
+    ) -> Position:
+        """See :meth:`.StreamBroker.extend`."""
+        return self._opened().extend(topic, entries, history, expected)
 
     async def read(
         self,
