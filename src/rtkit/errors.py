@@ -15,7 +15,8 @@
     ├── Reject                     the application says no; its text is shown to the client
     │   └── BadUnit                the peer sent something outside the protocol
     │       ├── wire.BadCommand    a unit from a client that is no command
-    │       └── wire.BadChunk      a chunk that does not fit what came before it
+    │       ├── wire.BadChunk      a chunk that does not fit what came before it
+    │       └── wire.UnknownVersion  another release has written it, in a version this one cannot read
     ├── Unavailable                the world broke: retry later
     │   ├── BrokerUnavailable      the broker cannot be reached; nothing was stored
     │   └── PublishUnknown         it may or may not have been stored: retry with the same key
@@ -25,6 +26,7 @@
     ├── client.DialFailed          a dialer could not open a pipe; the client tries again
     ├── client.WireClosed          a pipe of a client has ended; the client opens another
     ├── brokers.Conflict           the stream does not stand where an append was to go
+    ├── brokers.Repeated           some of the entries that were to be appended are there already
     └── SlowDown                   a limit was reached
         ├── QueueFull              the offline queue of a client is full
         └── Overflow               an outbox with policy ``close`` has no room left

@@ -21,6 +21,11 @@ INSIDE = {
     "rtkit.client.http.HttpFailed",  # an exchange to the pipe that is made of it
     "rtkit.hosting.frames.Violation",  # a parser of frames to the one who reads them
     "rtkit.primitives._sockets.Gone",  # a socket's adapter to `attach`
+    "rtkit.brokers.redis.frames.Foreign",  # a parser of frames to the broker
+    "rtkit.brokers.redis.lines.Lost",  # a connection to the one who uses it
+    "rtkit.brokers.redis.topology.Nowhere",  # a map of a Cluster to the one who looks for a slot
+    "rtkit.testing.simulation.loop.Livelock",  # a simulation that goes on for ever, to the one who runs it
+    "rtkit.testing.simulation.loop.Stuck",
     "rtkit.server.heads.RequestRefused",  # a parser of requests to the one who answers them
 }
 

@@ -55,8 +55,14 @@ __all__ = [
 
 GROUP = "rtkit.brokers"
 
-# The extra of rtkit that brings the broker of a scheme, once there is such an extra.
-_EXTRAS = {"redis": "redis", "rediss": "redis", "valkey": "redis", "valkeys": "redis", "nats": "nats"}
+# What brings the broker of a scheme that people will ask for.
+_BRINGS = {
+    **dict.fromkeys(
+        ("redis", "rediss", "redis+sentinel", "redis+cluster", "valkey", "valkeys"),
+        'pip install "rtkit[redis]" brings it',
+    ),
+    "nats": "the package rtkit-nats in examples/broker_plugin brings it",
+}
 
 
 def open_url(url: str, *, clock: Clock | None = None) -> Broker:
@@ -80,9 +86,8 @@ def open_url(url: str, *, clock: Clock | None = None) -> Broker:
 
     installed = {found.name: found for found in entry_points(group=GROUP)}
     if scheme not in installed:
-        hint = _hint(scheme) or ("; rtkit brings none yet" if scheme in _EXTRAS else "")
         raise UsageError(
-            f"no broker for {scheme}:// is installed; there are {_list({'memory', *installed})}{hint}"
+            f"no broker for {scheme}:// is installed; there are {_list({'memory', *installed})}{_hint(scheme)}"
         )
     broker: Any = _load(installed[scheme]).from_url(url, clock=clock)
     if not isinstance(broker, Broker):
@@ -102,15 +107,8 @@ def _load(found: EntryPoint) -> Any:
 
 
 def _hint(scheme: str) -> str:
-    """What to install; only what this release really has."""
-    from importlib.metadata import PackageNotFoundError, metadata
-
-    try:
-        extras = metadata("rtkit").get_all("Provides-Extra") or ()
-    except PackageNotFoundError:  # run from its sources
-        extras = ()
-    extra = _EXTRAS.get(scheme)
-    return f'; pip install "rtkit[{extra}]" brings it' if extra in extras else ""
+    """What to install."""
+    return f"; {_BRINGS[scheme]}" if scheme in _BRINGS else ""
 
 
 def _list(schemes: set[str]) -> str:
