@@ -4,90 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
-from ...brokers import Broker, StateBroker, StreamBroker
-from ...errors import NotRunning, UsageError, WrongLoop
+from ...brokers import MAX_PAYLOAD, Broker, StateBroker, StreamBroker
+from ...errors import InvalidMessage, NotRunning, UsageError, WrongLoop
 from ...position import Position
+from .likeness import Likeness
+from .outages import BrokerOutages
 from .sinks import Delivery, Node, RecordingSink
+from .suite import HOOKS, provides
 
-__all__ = ["BrokerSuite"]
+__all__ = ["BrokerSuite", "promises"]
 
 
-def _promises(suite: type) -> Iterator[tuple[str, Any]]:
+#: Topics whose names a broker may confuse; ``*`` stands for something that no other test has. The first are a hub's.
+NAMES = [
+    ["room:*", "\0presence:*", "\0*", "*", "\0node:*", "ban:*"],
+    ["*:", "*", "*::", ":*", "::*", ":*:"],
+    ["*:a:b", "*:a", "a:*:b", "b:*:a", "*:b:a", "*a:b", "*:ab"],
+    [
+        "room:{*}",
+        "room:*",
+        "room:{*",
+        "room:*}",
+        "{room:*}",
+        "room:%*",
+        "room:%7B*%7D",
+        "room:*\r\n",
+        "room: *",
+    ],
+]
+
+
+def promises(suite: type) -> Iterator[tuple[str, Any]]:
     """The tests that the suites of this package define for *suite*."""
     for base in suite.__mro__:
-        if base.__module__.startswith(__name__.rpartition(".")[0]):
+        if base.__module__.startswith(__name__.rpartition(".")[0] + "."):
             yield from ((name, test) for name, test in vars(base).items() if name.startswith("test_"))
 
 
-class BrokerSuite:
+class BrokerSuite(Likeness, BrokerOutages):
     """The promises of :class:`rtkit.brokers.Broker`."""
-
-    pytestmark: ClassVar[Any] = pytest.mark.anyio
-
-    #: Seconds after which something that has to come is given up.
-    patience: ClassVar[float] = 5.0
-    #: The unit of time in these tests, in seconds; leases last 10 of them. Small where time has to be waited for.
-    tick: ClassVar[float] = 0.1
-    #: The dedupe window the cluster was made with, in seconds; None if it is too long to wait for its end.
-    dedupe_window: ClassVar[float | None] = None
-
-    def cluster(self) -> AbstractAsyncContextManager[Callable[[], Any]]:
-        """Override this: yields a function that makes brokers on one backend, not open yet."""
-        pytest.fail("a conformance suite says with cluster() how its brokers are made")
-
-    async def advance(self, seconds: float) -> None:
-        """Override this where time can be moved: let *seconds* pass for the brokers of the cluster."""
-        await asyncio.sleep(seconds)
-
-    # -- fixtures
-
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        """Brokers are made for asyncio."""
-        return "asyncio"
-
-    @pytest.fixture
-    def topic(self) -> str:
-        """A topic of this test's own."""
-        return f"conformance:{secrets.token_hex(8)}"
-
-    @pytest.fixture
-    async def make(self) -> AsyncIterator[Callable[[], Any]]:
-        """Makes brokers on one backend."""
-        async with self.cluster() as make:
-            yield make
-
-    @pytest.fixture
-    async def nodes(self, make: Callable[[], Any]) -> AsyncIterator[tuple[Node, Node]]:
-        """Two hubs of one cluster."""
-        async with self.open(make) as first, self.open(make) as second:
-            yield first, second
-
-    @asynccontextmanager
-    async def open(self, make: Callable[[], Any]) -> AsyncGenerator[Node]:
-        """A broker, open for the length of the block."""
-        broker, sink = make(), RecordingSink()
-        await broker.open(sink)
-        try:
-            yield Node(broker, sink, self.patience)
-        finally:
-            await broker.aclose()
-
-    async def subscribe(self, nodes: Iterable[Node], *topics: str) -> None:
-        """Subscribe all of them."""
-        for node in nodes:
-            await node.broker.subscribe(topics)
 
     # -- what it is
 
     def test_no_promise_was_taken_out(self) -> None:
-        for name, test in _promises(type(self)):
+        for name, test in promises(type(self)):
             mine = getattr(type(self), name, None)
             excused = any(mark.name == "xfail" for mark in getattr(mine, "pytestmark", ()))
             assert mine is test or excused, f"{name} is replaced; mark it xfail with a reason instead"
@@ -102,6 +67,12 @@ class BrokerSuite:
             assert isinstance(broker, cast(Any, protocol)) == isinstance(self, suite), (
                 f"{type(broker).__name__} implements {protocol.__name__} if, and only if, it is tested by "
                 f"{suite.__name__}"
+            )
+
+    def test_what_cannot_be_tried_is_said(self) -> None:
+        for hook in HOOKS:
+            assert provides(type(self), hook) != (hook in self.left_out), (
+                f"{hook}() says how to do that to the backend; who cannot names it in left_out, with the reason"
             )
 
     # -- delivery
@@ -188,6 +159,39 @@ class BrokerSuite:
         for payload in payloads:
             await nodes[0].broker.publish(topic, payload)
         assert [found.payload for found in await nodes[1].got(topic, 5)] == payloads
+
+    async def test_the_largest_payload_is_taken(self, nodes: tuple[Node, Node], topic: str) -> None:
+        await self.subscribe(nodes, topic)
+        payload = secrets.token_bytes(MAX_PAYLOAD)
+        await nodes[0].broker.publish(topic, payload)
+        for node in nodes:
+            assert [found.payload == payload for found in await node.quiet(topic)] == [True]
+
+    @pytest.mark.parametrize("size", [MAX_PAYLOAD + 1, 4 * MAX_PAYLOAD])
+    async def test_a_larger_payload_is_taken_or_refused_and_cuts_nobody_off(
+        self, nodes: tuple[Node, Node], topic: str, size: int
+    ) -> None:
+        await self.subscribe(nodes, topic)
+        payload = b"x" * size
+        try:
+            await nodes[0].broker.publish(topic, payload)
+            taken = [True]
+        except InvalidMessage:
+            taken = []
+        for node in nodes:
+            assert [found.payload == payload for found in await node.quiet(topic)] == taken
+            assert node.sink.interruptions == []
+
+    @pytest.mark.parametrize("names", NAMES)
+    async def test_what_a_name_has_before_its_colon_tells_it_from_others(
+        self, nodes: tuple[Node, Node], topic: str, names: list[str]
+    ) -> None:
+        names = [name.replace("*", topic.replace(":", "-")) for name in names]
+        await self.subscribe(nodes, *names)
+        for name in names:
+            await nodes[0].broker.publish(name, name.encode())
+        for name in names:
+            assert await nodes[1].quiet(name) == [Delivery(name, name.encode(), None)]
 
     async def test_order_of_one_publisher(self, nodes: tuple[Node, Node], topic: str) -> None:
         await self.subscribe(nodes, topic)

@@ -26,6 +26,12 @@ class Delivery:
     payload: bytes
     position: Position | None
 
+    def __repr__(self) -> str:
+        # Some tests deliver megabytes, and a test that fails shows all there was.
+        long = len(self.payload) > 200
+        payload = f"{self.payload[:20]!r}… ({len(self.payload)} bytes)" if long else repr(self.payload)
+        return f"Delivery({self.topic!r}, {payload}, {self.position})"
+
 
 class RecordingSink:
     """A hub's side of a broker that remembers what it is told.

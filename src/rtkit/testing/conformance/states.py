@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pytest
+
 from ...position import Position
-from .brokers import BrokerSuite
+from .brokers import NAMES, BrokerSuite
+from .outages import StateOutages
 from .sinks import Delivery, Node
 
 __all__ = ["StateBrokerSuite"]
 
 
-class StateBrokerSuite(BrokerSuite):
+class StateBrokerSuite(BrokerSuite, StateOutages):
     """The promises of :class:`rtkit.brokers.StateBroker`."""
 
     #: A lease that does not run out in a test.
@@ -29,6 +32,12 @@ class StateBrokerSuite(BrokerSuite):
         yield lambda: broker.revise(topic, {}, ttl=1.0, expected={}, topic=topic, payload=b"")
         yield lambda: broker.revision(topic)
         yield lambda: broker.positions([topic])
+
+    def acts(self) -> list[list[Any]]:
+        """What may happen in a story that is compared with the memory broker's."""
+        from .stories import KEEPING
+
+        return [*super().acts(), KEEPING]
 
     async def test_what_is_put_is_seen_everywhere(self, nodes: tuple[Node, Node], topic: str) -> None:
         assert await nodes[0].broker.put(topic, "a", b"1", ttl=self.long)
@@ -282,3 +291,40 @@ class StateBrokerSuite(BrokerSuite):
             got = await node.got(topic, 20)
             assert [each.position.offset for each in got if each.position] == list(range(1, 21))
             assert {each.payload: each.position for each in got} == positions
+
+    # -- names
+
+    @pytest.mark.parametrize("names", NAMES)
+    async def test_keys_whose_names_are_alike_are_apart(
+        self, nodes: tuple[Node, Node], topic: str, names: list[str]
+    ) -> None:
+        names = [name.replace("*", topic.replace(":", "-")) for name in names]
+        for name in names:
+            await nodes[0].broker.put(name, "f", name.encode(), ttl=self.long)
+        for name in names:
+            assert dict(await nodes[1].broker.entries(name)) == {"f": name.encode()}
+
+    @pytest.mark.parametrize(
+        "key, about",
+        [
+            ("presence:*", "\0presence:*"),
+            ("kind:*:more", "other:*:more"),
+            ("*", "*"),
+            ("kind-*:", "kind-*-too:"),
+            (":*", "kind:*"),
+        ],
+    )
+    async def test_what_belongs_together_is_revised_and_told_in_one_act(
+        self, nodes: tuple[Node, Node], topic: str, key: str, about: str
+    ) -> None:
+        key, about = (name.replace("*", topic.replace(":", "-")) for name in (key, about))
+        await self.subscribe(nodes, about)
+        position = await nodes[0].broker.revise(
+            key, {"f": b"1"}, ttl=self.long, expected={}, topic=about, payload=b"told"
+        )
+        for node in nodes:
+            assert await node.quiet(about) == [Delivery(about, b"told", position)]
+            assert list(await node.broker.positions([key, about])) == [
+                position,
+                position if key == about else Position("", 0),
+            ]
