@@ -190,13 +190,13 @@ async def _presence_stats(hub: Hub[Any], request: units.ChannelRequest) -> units
     return units.PresenceStatsResult(found.clients, found.users)
 
 
-async def _unsubscribe(hub: Hub[Any], request: units.UnsubscribeRequest) -> Empty:
+async def _unsubscribe(hub: Hub[Any], request: units.UnsubscribeRequest) -> units.ActResult:
     user, room = _user(request), _room(hub, request.channel)
-    await room.remove(user, reason="unsubscribed by the server", client=request.client or "")
-    return Empty()
+    reached = await room.remove(user, reason="unsubscribed by the server", client=request.client or "")
+    return units.ActResult(reached.silent)
 
 
-async def _disconnect(hub: Hub[Any], request: units.DisconnectRequest) -> Empty:
+async def _disconnect(hub: Hub[Any], request: units.DisconnectRequest) -> units.ActResult:
     user, code, reason = _user(request), codes.CLOSED_FOR_GOOD, ""
     if request.whitelist:
         raise Reject("a whitelist is not available", code=codes.NOT_AVAILABLE)
@@ -205,13 +205,13 @@ async def _disconnect(hub: Hub[Any], request: units.DisconnectRequest) -> Empty:
     if len(reason.encode()) > _REASON:
         raise BadUnit(f"a reason has at most {_REASON} bytes")
     try:
-        await hub.user(user).close(code=code, reason=reason, client=request.client or "")
+        reached = await hub.user(user).close(code=code, reason=reason, client=request.client or "")
     except ValueError as error:
         raise BadUnit(str(error)) from None
-    return Empty()
+    return units.ActResult(reached.silent)
 
 
-async def _refresh(hub: Hub[Any], request: units.RefreshRequest) -> Empty:
+async def _refresh(hub: Hub[Any], request: units.RefreshRequest) -> units.ActResult:
     user = _user(request)
     info = b"null" if isinstance(request.info, UnsetType) else bytes(request.info)
     if request.expire_at or info != b"null":
@@ -221,10 +221,10 @@ async def _refresh(hub: Hub[Any], request: units.RefreshRequest) -> Empty:
         )
     client = request.client or ""
     if request.expired:
-        await hub.user(user).close(code=codes.EXPIRED_CLOSE, client=client)
+        reached = await hub.user(user).close(code=codes.EXPIRED_CLOSE, client=client)
     else:
-        await hub.user(user).refresh(client=client)
-    return Empty()
+        reached = await hub.user(user).refresh(client=client)
+    return units.ActResult(reached.silent)
 
 
 async def _subscribe(hub: Hub[Any], request: units.NoFields) -> Empty:
@@ -254,18 +254,21 @@ async def _channels(hub: Hub[Any], request: units.ChannelsRequest) -> units.Chan
 
 
 async def _info(hub: Hub[Any], request: units.NoFields) -> units.InfoResult:
-    engine = hub.engine
-    node = units.Node(
-        uid=engine.node_id,
-        name=engine.node_id,
-        version=engine.version,
-        num_clients=len(engine.sessions),
-        num_users=len(engine.users),
-        num_subs=sum(len(session.rooms) for session in engine.sessions.values()),
-        num_channels=len(engine.rooms),
-        uptime=int(engine.clock.monotonic() - engine.began_at),
-    )
-    return units.InfoResult([node])
+    found = await hub.nodes()
+    nodes = [
+        units.Node(
+            uid=each.id,
+            name=each.id,
+            version=each.version,
+            num_clients=each.sessions,
+            num_users=each.users,
+            num_subs=each.members,
+            num_channels=each.rooms,
+            uptime=int(each.uptime),
+        )
+        for each in found.nodes
+    ]
+    return units.InfoResult(nodes=nodes, silent=found.silent)
 
 
 # -- one, and many ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ they leave out. What has to be there is asked for when the command runs, so that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -13,6 +14,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from ..wire import ClientInfo, Since
 
 __all__ = [
+    "ActResult",
     "BatchRequest",
     "BroadcastRequest",
     "BroadcastResult",
@@ -160,8 +162,17 @@ class ChannelsResult(Struct):
     channels: dict[str, ChannelInfo]
 
 
+class ActResult(Struct, omit_defaults=True):
+    """What became of something that is done on all nodes.
+
+    :ivar silent: the ids of nodes that have not answered.
+    """
+
+    silent: Sequence[str] = ()
+
+
 class Node(Struct):
-    """This node."""
+    """One node."""
 
     uid: str
     name: str
@@ -173,8 +184,8 @@ class Node(Struct):
     uptime: int
 
 
-class InfoResult(Struct):
-    """The nodes that are known: this one."""
+class InfoResult(ActResult, kw_only=True):
+    """All nodes that have answered."""
 
     nodes: list[Node]
 

@@ -2,6 +2,7 @@
 
 from .config import Limits
 from .context import Context, Handler, Hook
+from .control import NodeInfo, Nodes, Reached
 from .handle import Room, User
 from .hub import Hub, HubStatistics
 from .router import Rooms, Router
@@ -14,6 +15,9 @@ __all__ = [
     "Hub",
     "HubStatistics",
     "Limits",
+    "NodeInfo",
+    "Nodes",
+    "Reached",
     "Room",
     "Rooms",
     "Router",

@@ -1,4 +1,4 @@
-"""Who somebody is and what they may do: authentication, grants, bans, revocations (A1 to A4)."""
+"""Who somebody is and what they may do: authentication, and grants (A1 to A4)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from .. import codes
-from ..brokers import StateBroker
-from ..brokers.base import keeps_state
-from ..errors import NotSupported, Reject, Unavailable
+from ..errors import Reject, Unavailable
 from ..identity import Credentials, Grant, Identity
 from ..primitives.clocks import timeout
 from ..transports import Handshake
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Authority", "TokenGrant"]
 
 logger = logging.getLogger("rtkit.auth")
-
-_REVOKED = "revoked"
 
 
 class TokenGrant(Grant):
@@ -76,7 +72,7 @@ class Authority:
             )
         if identity.expires_at is not None and identity.expires_at <= self._engine.clock.time():
             raise Reject("token expired", code=codes.TOKEN_EXPIRED)
-        if await self._noted(_REVOKED, identity.user):
+        if await self._kept_out(identity.user):
             raise Reject("revoked", code=codes.UNAUTHORISED)
         return identity
 
@@ -152,32 +148,13 @@ class Authority:
         if not member.left:
             self._engine.spawn(self.permit_again, member)
 
-    async def ban(self, room: str, user: str, seconds: float) -> None:
-        """Keep a user out of a room for some time."""
-        await self._state().put(f"ban:{room}", user, b"1", ttl=seconds)
-
     async def check_ban(self, room: str, user: str) -> None:
         """:raises Reject: for a user who is banned from the room."""
-        if await self._noted(f"ban:{room}", user):
+        if await self._kept_out(user, room):
             raise Reject("banned from this room")
 
-    async def revoke(self, user: str, until: float) -> None:
-        """Refuse a user until then."""
-        await self._state().put(_REVOKED, user, b"1", ttl=max(0.001, until - self._engine.clock.time()))
-
-    async def _noted(self, key: str, user: str) -> bool:
-        broker = self._engine.broker
-        if not keeps_state(broker):
-            return False
+    async def _kept_out(self, user: str, room: str = "") -> bool:
         try:
-            return user in await broker.entries(key)
+            return await self._engine.revocations.find(user, room)
         except Unavailable as error:
             raise Reject("try again later", code=codes.INTERNAL, retry_after=1.0) from error
-
-    def _state(self) -> StateBroker:
-        broker = self._engine.broker
-        if not keeps_state(broker):
-            raise NotSupported(
-                f"{type(broker).__name__} keeps no state; bans and revocations need a broker that does"
-            )
-        return broker

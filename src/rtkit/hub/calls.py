@@ -17,6 +17,7 @@ from ..primitives.clocks import timeout
 from ..publisher import topic_of
 from ..schema import encode_value, split_event
 from ..wire import (
+    UNIT,
     Command,
     Empty,
     Envelope,
@@ -35,6 +36,7 @@ from .answers import answer, asked_for
 from .context import Context, Run, current_run
 from .feature import client_info
 from .handle import Room
+from .large import breathe
 from .router import Procedure
 from .session import Session
 from .table import Around, Family
@@ -167,7 +169,8 @@ async def signal(connection: Connection, command: Command) -> None:
     envelope = Envelope(
         v=1, kind=Kind.SIGNAL, data=data, event=body.event, user=session.identity.user, skip=session.id
     )
-    connection.engine.send_quietly(topic_of(body.channel), envelope.encode())
+    engine = connection.engine
+    engine.send_quietly(topic_of(body.channel), engine.versions.seal(envelope))
     connection.reply(Reply(id=command.id, signal=Empty()))
 
 
@@ -258,6 +261,8 @@ async def _call(
 ) -> None:
     """Run a handler and answer with what it returns."""
     message = procedure.codec.decode(data)
+    if not isinstance(data, UnsetType) and memoryview(data).nbytes > UNIT:
+        await breathe()
     outside = target.startswith("rpc\n")
     run = Run(connection.engine.hub, session.identity.user, key, target if outside else ctx.where)
     ctx = Context(

@@ -36,7 +36,7 @@ from ..wire import (
 )
 from .commands import handle, methods_of
 from .greeting import refresh
-from .large import FENCE, Freight
+from .large import FENCE, Freight, breathe
 from .prepared import HIGH_WATER
 
 if TYPE_CHECKING:
@@ -310,6 +310,8 @@ class Connection:
             while pending and not self.closing:
                 if self._freight is not None:
                     await self._wait_for_replies()
+                if pending[0][1]:
+                    await breathe()
                 await handle(self, pending[0][0])
                 self._pending_bytes -= pending.popleft()[1]
                 limits = self.engine.limits

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakValueDictionary
 
-import msgspec
 from msgspec import Raw, UnsetType
 
 from .. import codes
 from ..brokers import Broker, StreamBroker
-from ..brokers.base import keeps_streams
+from ..brokers.base import keeps_state, keeps_streams
 from ..clock import Clock
-from ..errors import BadUnit, DeclarationError, NotSupported, Unavailable
+from ..errors import BadUnit, BrokerUnavailable, DeclarationError, NotSupported, Unavailable
 from ..identity import Identity
 from ..metrics import Counters
 from ..position import Position
@@ -29,10 +29,11 @@ from ..primitives.deadlines import Deadlines
 from ..primitives.tasks import Tasks
 from ..publisher import topic_of
 from ..streams import StreamPage
-from ..wire import UNIT, Envelope, Publication, Window, dumps
+from ..wire import UNIT, Publication, Window
 from .authority import Authority
 from .connection import Connection
 from .context import Context, outside_runs
+from .control import Control
 from .feature import Listener, RunningFeature, RunningPresence
 from .greeting import refresh_push
 from .handle import Room
@@ -41,9 +42,12 @@ from .lease import NodeLease
 from .local import LocalRoom, Member
 from .parking import Parking, TakenUp
 from .prepared import REPLY_BYTES, publication, unsubscribe_unit
-from .relay import Relay
+from .relay import CONTROL, Relay
+from .revocations import TOPIC as REVOCATIONS
+from .revocations import Revocations
 from .session import Session
 from .table import Family, Table
+from .versions import Versions
 from .web import Web
 
 if TYPE_CHECKING:
@@ -54,25 +58,12 @@ __all__ = ["Engine"]
 
 logger = logging.getLogger("rtkit.hub")
 
-#: The topic on which hubs talk to each other. Internal names begin with NUL, so no room can have them (W4).
-CONTROL = "\0control"
+#: Rooms that are read at the same time because something may have been missed: all rooms of a node may be.
+REPAIRS: Final = 64
+_COMPLAINT: Final = 10.0  # seconds between two lines about the same trouble
 
 #: Bytes published in one loop turn; about as many as a connection hands on in one.
 _BREATH = 32 * 1024
-
-
-class _Order(msgspec.Struct, omit_defaults=True):
-    """What one hub tells all."""
-
-    v: int
-    do: str
-    user: str = ""
-    client: str = ""  # only this one of the user's
-    code: int = 0
-    reason: str = ""
-
-
-_orders = msgspec.json.Decoder(_Order)
 
 
 class Engine:
@@ -93,6 +84,9 @@ class Engine:
         self.authority = Authority(self)
         self.lease = NodeLease(self)
         self.relay = Relay(self)
+        self.versions = Versions(self)
+        self.control = Control(self)
+        self.revocations = Revocations(self)
         self.parking = Parking(self)
         self.web = Web(self)
         self.loop = asyncio.get_running_loop()
@@ -122,6 +116,8 @@ class Engine:
         self._published = 0  # bytes in this loop turn
         self._runs: dict[tuple[str, str, str], asyncio.Future[Any]] = {}
         self._working: set[asyncio.Task[Any]] = set()
+        self.repairs = asyncio.Semaphore(REPAIRS)
+        self._complained = -math.inf
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -154,9 +150,21 @@ class Engine:
                     self.features[kind] = feature.begin(self)
         await self.broker.open(self)
         self._opened = True
-        await self.broker.subscribe([CONTROL, self.relay.topic])
+        await self._come_in()
         if self.limits.position_check is not None:
             self.spawn(self._check_positions, self.limits.position_check)
+
+    async def _come_in(self) -> None:
+        """Become a node among others: be heard of, and know what they know, before anybody is let in."""
+        topics = [CONTROL, self.relay.topic]
+        if keeps_state(self.broker):
+            topics.append(REVOCATIONS)
+        await self.broker.subscribe(topics)
+        await self.lease.hold()
+        if keeps_state(self.broker) and not self.lease.held:
+            raise BrokerUnavailable("the broker is away: this node could not be announced to the others")
+        await self.versions.tell()
+        await self.revocations.begin()
 
     async def aclose(self) -> None:
         """Tell every client when to come back, let handlers end, and let go of everything (L1).
@@ -356,6 +364,9 @@ class Engine:
             self.disconnected(connection, session, "connection lost")
         else:
             connection.authenticated(session)
+            if session.stale:
+                session.stale = False
+                self.ask_to_refresh(session, connection)
         return session
 
     async def started(self, session: Session[Any]) -> None:
@@ -562,7 +573,7 @@ class Engine:
         """Begin a new epoch in a room's stream, and have every node notice."""
         topic = topic_of(name)
         position = await self.stream.clear(topic)
-        await self.broker.publish(CONTROL, dumps(_Order(v=1, do="check", user=name)))
+        await self.control.check_everywhere(name)
         return position
 
     async def read_history(
@@ -579,75 +590,69 @@ class Engine:
             if found and size > REPLY_BYTES:
                 break
             try:
-                found.append(publication(Envelope.decode(entry.payload), entry.offset, rt))
-            except BadUnit:
-                self.counters.add("foreign_entries")
+                found.append(publication(self.versions.formats.open(entry.payload), entry.offset, rt))
+            except BadUnit as error:
+                self.versions.unreadable(f"room {name!r}, offset {entry.offset}", error)
         return page, found
 
     async def _check_positions(self, interval: float) -> None:
         """Compare the tops of quiet rooms, so that a lost last message is noticed too (H4)."""
         while True:
             await sleep(self.clock, interval * (0.75 + self.random.random() / 2))
-            for room in list(self.rooms.values()):
-                try:
-                    await room.check()
-                except Unavailable as error:
-                    logger.warning("positions could not be checked: %s", error)
-                    break
-                except Exception as error:
-                    logger.exception("room %r could not be checked", room.name, exc_info=error)
+            try:
+                await self.revocations.check()
+            except Unavailable as error:
+                logger.warning("revocations could not be checked: %s", error)
+            except Exception as error:
+                logger.exception("revocations could not be checked", exc_info=error)
+            rooms = list(self.rooms.values())
+            for first in range(0, len(rooms), REPAIRS):
+                await asyncio.gather(*map(self._check, rooms[first : first + REPAIRS]))
+
+    async def _check(self, room: LocalRoom) -> None:
+        try:
+            await room.check()
+        except Unavailable as error:
+            # Of one room, perhaps: a broker may keep all others.
+            self.cannot_read(room, error)
+        except Exception as error:
+            logger.exception("room %r could not be checked", room.name, exc_info=error)
+
+    def cannot_read(self, room: LocalRoom, error: Unavailable) -> None:
+        """Say, but not for each of ten thousand rooms, that one waits for the broker."""
+        now = self.clock.monotonic()
+        if now - self._complained >= _COMPLAINT:
+            self._complained = now
+            logger.warning("room %r, and perhaps others, cannot be read: %s", room.name, error)
 
     # -- the broker's sink -------------------------------------------------------------------------
 
     def deliver(self, topic: str, payload: bytes, position: Position | None) -> None:
         """From the broker. Whatever it hands over, the next one is delivered too."""
         try:
-            if topic == CONTROL:
-                self._obey(_orders.decode(payload))
-            elif topic == self.relay.topic:
+            if topic in (CONTROL, self.relay.topic):
                 self.relay.deliver(payload)
+            elif topic == REVOCATIONS:
+                self.revocations.deliver(payload, position)
             else:
                 room = self.rooms.get(topic.removeprefix("room:")) or self.listeners.get(topic)
                 if room is not None:
                     room.deliver(payload, position)
-        except (BadUnit, msgspec.DecodeError) as error:
-            self.counters.add("foreign_payloads")
-            logger.error("topic %r: a payload that no hub has written: %s", topic, error)
+        except BadUnit as error:
+            self.versions.unreadable(f"topic {topic!r}", error, stored=False)
 
     def interrupted(self, topics: Iterable[str]) -> None:
         """From the broker: these may have missed something."""
         for topic in topics:
+            if topic == REVOCATIONS:
+                self.revocations.interrupted()
+                continue
             room = self.rooms.get(topic.removeprefix("room:")) or self.listeners.get(topic)
             if room is not None:
                 room.interrupted()
 
-    async def control(self, do: str, user: str, *, client: str = "", code: int = 0, reason: str = "") -> None:
-        """Tell every hub, this one included, to do something about a user, or about one client of theirs (A4)."""
-        order = _Order(v=1, do=do, user=user, client=client, code=code, reason=reason)
-        await self.broker.publish(CONTROL, dumps(order))
-
-    def _obey(self, order: _Order) -> None:
-        if order.v != 1:
-            raise BadUnit(f"an order of version {order.v}; this release reads 1")
-        if order.do == "check":
-            room = self.rooms.get(order.user)
-            if room is not None:
-                room.interrupted()
-            return
-        for session in list(self.users.get(order.user, ())):
-            if order.client and session.id != order.client:
-                continue
-            connection = session.connection
-            if connection is None:
-                if order.do == "close":
-                    self.parking.end(session, order.reason)
-                continue
-            if order.do == "close":
-                connection.close(order.code, order.reason)
-            elif order.do == "refresh":
-                self._ask_to_refresh(session, connection)
-
-    def _ask_to_refresh(self, session: Session[Any], connection: Connection) -> None:
+    def ask_to_refresh(self, session: Session[Any], connection: Connection) -> None:
+        """Have a client show a new token, or be closed as expired (A3)."""
         identity = session.identity
         until = self.clock.time() + 1.0
         if identity.expires_at is None or identity.expires_at > until:

@@ -101,11 +101,19 @@ async def connect(connection: Connection, command: Command) -> None:
 async def _begin(connection: Connection, identity: Identity[Any], body: Connect) -> ConnectResult | None:
     """The session, new or taken up, and what its client is told; None when there is nobody to tell."""
     engine, limits = connection.engine, connection.engine.limits
-    taken = await engine.parking.take_up(body.rt.resume, identity) if body.rt is not None else None
-    session = engine.begin(connection, identity, taken)
+    passing = engine.control.expect(identity.user)
+    try:
+        taken = await engine.parking.take_up(body.rt.resume, identity) if body.rt is not None else None
+        if engine.revocations.holds(identity.user):  # since it was authenticated
+            connection.close(codes.REVOKED, "revoked")
+            return None
+        session = engine.begin(connection, identity, taken)
+    finally:
+        passing.close()
     if session is None:
         connection.close(codes.REPLACED, "replaced by a newer connection")
         return None
+    passing.arrived(session)
     if connection.closing:
         return None
     connection.cork()

@@ -17,6 +17,8 @@ from ..schema import encode_value, event_of
 from ..streams import Entry
 from ..wire import Envelope, Kind
 from .context import current_run
+from .control import Reached
+from .relay import Ask
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -83,6 +85,7 @@ class Room(Generic[M]):
             user=user,
             client=client,
             limit=engine.limits.max_publication,
+            seal=engine.versions.seal,
         )
         engine.counters.add("publications" if not published.duplicate else "duplicates")
         await engine.breathe(len(data))
@@ -98,7 +101,8 @@ class Room(Generic[M]):
         user = self._session.identity.user if self._session is not None else ""
         skip = exclude.id if exclude is not None else ""
         envelope = Envelope(v=1, kind=Kind.SIGNAL, data=data, event=event_of(message), user=user, skip=skip)
-        self._hub.engine.send_quietly(topic_of(self.name), envelope.encode())
+        engine = self._hub.engine
+        engine.send_quietly(topic_of(self.name), engine.versions.seal(envelope))
 
     async def history(
         self, *, limit: int = 100, since: Position | None = None, reverse: bool = False
@@ -122,7 +126,7 @@ class Room(Generic[M]):
 
     def _message(self, entry: Entry, epoch: str) -> Message[M]:
         try:
-            envelope = Envelope.decode(entry.payload)
+            envelope = self._hub.engine.versions.formats.open(entry.payload)
             data = self._family.schema.decode(envelope.data)
         except BadUnit as error:
             raise InvalidMessage(f"room {self.name!r}, offset {entry.offset}: {error.message}") from None
@@ -157,21 +161,35 @@ class Room(Generic[M]):
                 f"rooms({self._family.pattern.text!r})"
             )
 
-    async def remove(self, user: str, *, reason: str, ban: float = 0, client: str = "") -> None:
-        """Take a user out of the room, on every node.
+    async def remove(self, user: str, *, reason: str, ban: float = 0, client: str = "") -> Reached:
+        """Take a user out of the room, on every node, also those who have lost their connection and may come back.
 
         :param reason: told to the client; plain words.
-        :param ban: seconds during which the user may not join again, with any client.
+        :param ban: seconds during which the user may not join again, with any client; all of them are taken out.
         :param client: the id of the one client to take out; all of the user's unless given.
+        :return: on which nodes, and how many; nodes that did not answer within 4 s are named. A ban holds there too.
         :raises NotSupported: for a ban, when the broker keeps no state.
+        :raises BrokerUnavailable: when nobody can be reached.
+        :raises ValueError: for a ban of less than no time.
         """
+        if not ban >= 0:
+            raise ValueError(f"ban= is seconds, not {ban!r}")
         engine = self._hub.engine
+        body = b""
         if ban:
-            await engine.authority.ban(self.name, user, ban)
-        envelope = Envelope(
-            v=1, kind=Kind.KICK, user=user, client=client, code=codes.UNSUBSCRIBED, reason=reason
+            until = engine.clock.time() + ban
+            body = await engine.revocations.revoke(user, until, room=self.name, reason=reason)
+        return await engine.control.act(
+            Ask(
+                do="remove",
+                user=user,
+                room=self.name,
+                client=client,
+                code=codes.UNSUBSCRIBED,
+                reason=reason,
+                body=body,
+            )
         )
-        await engine.broker.publish(topic_of(self.name), envelope.encode())
 
     def __repr__(self) -> str:
         return f"<Room {self.name!r}>"
@@ -186,33 +204,54 @@ class User:
         self._hub = hub
         self.id = id
 
-    async def close(self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "", client: str = "") -> None:
-        """Close all the user's connections, or one.
+    async def close(
+        self, *, code: int = codes.CLOSED_FOR_GOOD, reason: str = "", client: str = ""
+    ) -> Reached:
+        """Close all the user's connections, or one; sessions that have lost theirs end.
 
         :param client: the id of the client whose connection it is; all of the user's unless given.
+        :return: on which nodes, and how many; nodes that did not answer within 4 s are named.
         :raises ValueError: for a code that cannot close a connection.
+        :raises BrokerUnavailable: when nobody can be reached: nothing was done.
         """
         if not codes.is_valid_close(code):
             raise ValueError(f"a close code is 1000 or from 3000 to 4999, not {code!r}")
-        await self._hub.engine.control(
-            "close", self.id, client=client, code=code, reason=reason or codes.describe_close(code)
+        reason = reason or codes.describe_close(code)
+        return await self._hub.engine.control.act(
+            Ask(do="close", user=self.id, client=client, code=code, reason=reason)
         )
 
-    async def refresh(self, *, client: str = "") -> None:
+    async def refresh(self, *, client: str = "") -> Reached:
         """Ask all the user's clients, or one, to show a new token now; who does not is closed as expired (A3).
 
         :param client: the id of the one to ask.
+        :return: as of :meth:`close`. Who has lost its connection is asked when it comes back.
+        :raises BrokerUnavailable: when nobody can be reached: nothing was done.
         """
-        await self._hub.engine.control("refresh", self.id, client=client)
+        return await self._hub.engine.control.act(Ask(do="refresh", user=self.id, client=client))
 
-    async def revoke(self, until: float) -> None:
-        """Close all the user's connections and refuse new ones until then (A4).
+    async def revoke(self, until: float) -> Reached:
+        """Close all the user's connections and refuse new ones until then, whatever token is shown (A4).
 
-        :param until: seconds since the Unix epoch.
+        It holds on nodes that did not answer, too: they learn of it within 30 s, and let the user in no more before.
+
+        :param until: seconds since the Unix epoch. A time that is over lifts what holds, and closes all the same.
+        :return: as of :meth:`close`.
         :raises NotSupported: when the broker keeps no state.
+        :raises BrokerUnavailable: when it cannot be reached; call again, it may have been done.
+        :raises ValueError: for a time that is none.
         """
-        await self._hub.engine.authority.revoke(self.id, until)
-        await self._hub.engine.control("close", self.id, code=codes.REVOKED, reason="revoked")
+        engine = self._hub.engine
+        body = await engine.revocations.revoke(self.id, until)
+        return await engine.control.act(Ask(do="revoke", user=self.id, body=body))
+
+    async def where(self, room: str = "") -> Reached:
+        """How many sessions the user has, on which nodes; those count that have lost their connection just now.
+
+        :param room: only those that are in it.
+        :raises BrokerUnavailable: when nobody can be reached.
+        """
+        return await self._hub.engine.control.act(Ask(do="where", user=self.id, room=room))
 
     def __repr__(self) -> str:
         return f"<User {self.id!r}>"

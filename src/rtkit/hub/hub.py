@@ -24,9 +24,11 @@ from ..identity import Credentials, Identity
 from ..messages import Published
 from ..primitives.clocks import LoopClock
 from ..transports import Answer, Driver, Handshake, HttpRequest, Refused, Transport
+from ..wire.envelope import FORMATS, Formats
 from .config import Limits
 from .connection import Connection
 from .context import Context, Hook
+from .control import Nodes
 from .engine import Engine
 from .handle import Room, User
 from .origin import origin_allowed
@@ -84,6 +86,9 @@ class Hub(Router[C], Generic[C]):
     :param clock: where time comes from; tests pass a manual one.
     :param random: where chance comes from, likewise.
     """
+
+    #: What this release reads and writes for other nodes (W5).
+    formats: Formats = FORMATS
 
     def __init__(
         self,
@@ -302,6 +307,13 @@ class Hub(Router[C], Generic[C]):
     def user(self, user: str) -> User:
         """A user, on every node."""
         return User(self, user)
+
+    async def nodes(self) -> Nodes:
+        """All nodes of the cluster, and what each has now; those that do not answer within 4 s are named.
+
+        :raises BrokerUnavailable: when they cannot be asked.
+        """
+        return await self.engine.control.nodes()
 
     def statistics(self) -> HubStatistics:
         """How things are."""

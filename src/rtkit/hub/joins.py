@@ -62,6 +62,9 @@ async def join(
     family, params = asked_for(engine, name)
     if name in session.rooms:
         raise Reject("already subscribed", code=codes.ALREADY_SUBSCRIBED)
+    if session.removed and (reason := session.removed.pop(name, None)) is not None and not server_side:
+        # Told in the place of coming in, once, as it would have been told had it been here.
+        raise Reject(f"removed from this room: {reason}" if reason else "removed from this room")
     if len(session.rooms) >= engine.limits.max_rooms:
         engine.counters.add("limits", "rooms")
         raise Reject(f"at most {engine.limits.max_rooms} rooms", code=codes.LIMIT_EXCEEDED)

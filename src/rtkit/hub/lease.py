@@ -8,6 +8,7 @@ The rules, for whoever takes away what a dead node has left behind:
 
 - An incarnation is dead when its lease is not there. A node whose lease has run out, because it was cut off or stood
   still, takes a new incarnation before it writes again: what others take away of the old one is not what it has now.
+- The lease also says which versions of what is written between nodes its node reads (:mod:`rtkit.hub.versions`).
 - When the broker was away, or has lost what it held, every lease is missing at first, and says nothing. Only after a
   full lease of uninterrupted reach (:attr:`NodeLease.may_reap`) has every living node had time to be seen again.
 """
@@ -18,17 +19,18 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ..brokers import StateBroker
 from ..brokers.base import keeps_state
 from ..errors import Unavailable
 from ..primitives.clocks import sleep, timeout
+from .versions import Range
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["LEASE", "NODES", "NodeLease"]
+__all__ = ["LEASE", "NODES", "Announced", "NodeLease"]
 
 logger = logging.getLogger("rtkit.hub")
 
@@ -42,6 +44,30 @@ NODES: Final = "nodes"
 _EVERY: Final = 3.0  # seconds between renewals: two may fail before the lease is lost
 _PATIENCE: Final = 3.0  # seconds a command may take; longer is as good as away
 _FRESH: Final = 1.0  # seconds that what was read of the others is used again
+
+
+class Announced(NamedTuple):
+    """What a node's lease says."""
+
+    incarnation: str
+    reads: Range
+
+    def encode(self) -> bytes:
+        """As it lies in the broker."""
+        return f"{self.incarnation} {self.reads.oldest}-{self.reads.newest}".encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Announced:
+        """From the broker. A release to come may say more; who says nothing that is understood reads the oldest."""
+        incarnation, _, more = bytes(value).decode("ascii", "replace").partition(" ")
+        oldest, _, newest = more.partition(" ")[0].partition("-")
+        if _is_number(oldest) and _is_number(newest):
+            return cls(incarnation, Range(int(oldest), int(newest)))
+        return cls(incarnation, Range(1, 1))
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 9
 
 
 class NodeLease:
@@ -61,8 +87,10 @@ class NodeLease:
         self._lost = False  # it had run out, and those who have to know were not told yet
         self._until: float | None = None  # our lease ends then, or later
         self._reached_since: float | None = None
-        self._alive: Mapping[str, str] = {}
+        self._alive: Mapping[str, Announced] = {}
         self._alive_at: float | None = None
+        self._looks = 0
+        self._looking = asyncio.Lock()
 
     async def hold(self) -> None:
         """Hold the lease from now on, and until :meth:`release`; again is no more than once.
@@ -103,22 +131,47 @@ class NodeLease:
         found = await self.incarnations()
         return None if found is None else frozenset(found)
 
+    async def holds(self, node: str) -> bool | None:
+        """Whether a node holds a lease; None as for :meth:`holders`.
+
+        Who holds one was perhaps seen a second ago; that somebody does not is as of now, for a node may be younger
+        than what was read last. Those who ask at the same time share a look.
+        """
+        if node in self._alive and self._is_fresh():
+            return True
+        looks = self._looks
+        async with self._looking:
+            if self._looks == looks and await self.announced() is None:
+                return None
+        return node in self._alive
+
+    def _is_fresh(self) -> bool:
+        return self._alive_at is not None and self._engine.clock.monotonic() - self._alive_at < _FRESH
+
     async def incarnations(self, *, fresh: bool = False) -> Mapping[str, str] | None:
         """The nodes that hold a lease, each with its incarnation; otherwise as :meth:`holders`.
 
         :param fresh: read them now.
         """
-        now = self._engine.clock.monotonic()
-        if not fresh and self._alive_at is not None and now - self._alive_at < _FRESH:
+        found = await self.announced(fresh=fresh)
+        return None if found is None else {node: each.incarnation for node, each in found.items()}
+
+    async def announced(self, *, fresh: bool = True) -> Mapping[str, Announced] | None:
+        """All that the leases say; otherwise as :meth:`incarnations`."""
+        if not fresh and self._is_fresh():
             return self._alive
         broker = self._engine.broker
         if not keeps_state(broker):
             return None
+        self._looks += 1
+        now = self._engine.clock.monotonic()
         entries = await self._ask(lambda: broker.entries(NODES))
         if entries is None:
+            self._engine.versions.not_seen()
             return None
-        self._alive = {node: bytes(value).decode("ascii", "replace") for node, value in entries.items()}
+        self._alive = {node: Announced.decode(value) for node, value in entries.items()}
         self._alive_at = now
+        self._engine.versions.seen((node, each.reads) for node, each in self._alive.items())
         return self._alive
 
     async def release(self) -> None:
@@ -130,7 +183,7 @@ class NodeLease:
         broker = self._engine.broker
         if self._until is not None and keeps_state(broker):
             self._until = None
-            mine = self.incarnation.encode()
+            mine = self._mine()
             await self._ask(lambda: broker.remove(NODES, self._engine.node_id, expected=mine))
 
     # -- inside ------------------------------------------------------------------------------------
@@ -144,6 +197,8 @@ class NodeLease:
                 await sleep(clock, _EVERY * (0.8 + random.random() / 5))
             try:
                 await self._renew(broker)
+                if self._engine.versions.open:
+                    await self.announced()
             except Exception as error:
                 # It would be dead to all others, and never know.
                 self._reached_since = None
@@ -151,10 +206,13 @@ class NodeLease:
                     "the lease of node %s could not be renewed", self._engine.node_id, exc_info=error
                 )
 
+    def _mine(self) -> bytes:
+        return Announced(self.incarnation, self._engine.versions.reads).encode()
+
     async def _claim(self, broker: StateBroker) -> None:
         """Write the lease, and tell who has to know that it had been lost."""
         began = self._engine.clock.monotonic()
-        node, mine = self._engine.node_id, self.incarnation.encode()
+        node, mine = self._engine.node_id, self._mine()
         if not await self._ask(lambda: broker.put(NODES, node, mine, ttl=LEASE)):
             return
         self._until = began + LEASE

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -21,7 +22,8 @@ from ..brokers import StreamBroker
 from ..errors import BadUnit, BrokerUnavailable, Unavailable
 from ..identity import Grant
 from ..position import Gap, Position
-from ..primitives.clocks import sleep
+from ..primitives.backoff import Backoff
+from ..primitives.clocks import timeout
 from ..primitives.outbox import Overflow
 from ..publisher import topic_of
 from ..schema import split_event
@@ -108,6 +110,7 @@ class LocalRoom:
         self._reading = asyncio.Lock()
         self._gate = asyncio.Lock()
         self._repairing = False
+        self._hurry: asyncio.Event | None = None
         self._large: WeakValueDictionary[tuple[str, int, bool], Parcel] | None = (
             None  # read for those who lag
         )
@@ -117,11 +120,9 @@ class LocalRoom:
     def deliver(self, payload: bytes, position: Position | None) -> None:
         """Called for everything on the room's topic; plain, and never blocks."""
         if position is None or self.feed is None:
-            envelope = Envelope.decode(payload)
+            envelope = self.engine.versions.formats.open(payload)
             if envelope.kind is Kind.SIGNAL:
                 self._signal(envelope)
-            elif envelope.kind is Kind.KICK:
-                self._kick(envelope)
             elif self.feed is None:
                 self._fan_out(envelope, 0)
             return
@@ -136,6 +137,8 @@ class LocalRoom:
         """Something may have been missed on the way here: read, and see (H4)."""
         if self.feed is not None:
             self.feed.doubt()
+            if self._hurry is not None:
+                self._hurry.set()  # it waits for a broker that is back
             self.repair_soon()
 
     def _deliver(self, entry: Entry) -> None:
@@ -147,10 +150,9 @@ class LocalRoom:
     def open_entry(self, entry: Entry) -> Envelope:
         """The message in a stream's entry. Foreign bytes become ``null``: their offset must not go missing."""
         try:
-            return Envelope.decode(entry.payload)
+            return self.engine.versions.formats.open(entry.payload)
         except BadUnit as error:
-            self.engine.counters.add("foreign_entries")
-            logger.error("room %r: offset %d holds %s", self.name, entry.offset, error)
+            self.engine.versions.unreadable(f"room {self.name!r}, offset {entry.offset}", error)
             return Envelope(v=1, data=Raw(b"null"))
 
     def _fan_out(self, envelope: Envelope, offset: int) -> None:
@@ -292,13 +294,6 @@ class LocalRoom:
             if spill is not None and (spill.overflow or spill.dropped_count):
                 self.engine.counters.add("drops", "signal")
 
-    def _kick(self, envelope: Envelope) -> None:
-        """A user was removed from this room, on whatever node (A4)."""
-        for member in [*self.live, *self.outside]:
-            session = member.session
-            if session.identity.user == envelope.user and envelope.client in ("", session.id):
-                self.engine.unsubscribe(member, envelope.code, envelope.reason)
-
     # -- reading and repairing ---------------------------------------------------------------------
 
     @property
@@ -318,15 +313,23 @@ class LocalRoom:
             self.engine.spawn(self._repair)
 
     async def _repair(self) -> None:
+        engine = self.engine
+        backoff = Backoff(minimum=0.1, maximum=5.0, random=engine.random)
+        self._hurry = asyncio.Event()
         try:
             while self.live or self.outside:
+                self._hurry.clear()
                 try:
-                    await self.repair()
+                    async with engine.repairs:
+                        await self.repair()
                     return
                 except Unavailable as error:
-                    logger.warning("room %r: repair waits for the broker: %s", self.name, error)
-                    await sleep(self.engine.clock, self.engine.backoff())
+                    engine.cannot_read(self, error)
+                with suppress(TimeoutError):
+                    async with timeout(engine.clock, backoff.next()):
+                        await self._hurry.wait()
         finally:
+            self._hurry = None
             self._repairing = False
 
     async def repair(self) -> None:

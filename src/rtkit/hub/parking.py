@@ -24,11 +24,11 @@ import msgspec
 
 from .. import codes
 from ..brokers.base import keeps_state
-from ..errors import Unavailable
+from ..errors import BadUnit, Unavailable
 from ..identity import Grant, Identity
 from .local import LocalRoom, Member
 from .relay import Answered, Ask
-from .resume import Claim, Owner, may_take_up, read_token, write_token
+from .resume import Claim, Owner, OwnerHead, may_take_up, read_token, write_token
 from .session import Session
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _TRIES: Final = 3
 _PATIENCE: Final = 1.0
 
 _owners = msgspec.msgpack.Decoder(Owner)
+_heads = msgspec.msgpack.Decoder(OwnerHead)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -55,14 +56,17 @@ class TakenUp:
     """A session that a connection goes on with.
 
     :ivar rooms: it was in, on the other node.
+    :ivar removed: rooms it was taken out of there while it was away, each with the reason; likewise *stale*.
     """
 
-    __slots__ = ("client", "generation", "rooms")
+    __slots__ = ("client", "generation", "removed", "rooms", "stale")
 
-    def __init__(self, client: str, generation: int, rooms: list[str]) -> None:
+    def __init__(self, client: str, generation: int, answered: Answered | None = None) -> None:
         self.client = client
         self.generation = generation
-        self.rooms = rooms
+        self.rooms = answered.rooms if answered is not None else []
+        self.removed = answered.removed if answered is not None else {}
+        self.stale = answered is not None and answered.stale
 
 
 class Parking:
@@ -87,7 +91,7 @@ class Parking:
         await self._engine.lease.hold()  # without it, others would take our sessions without asking
         expires_at = int(self._engine.clock.time() + TOKEN_LIFE)
         claim = Claim(session.id, session.identity.user, self._engine.node_id, session.generation, expires_at)
-        return write_token(secret, claim)
+        return write_token(secret, claim, version=self._engine.versions.writes)
 
     async def _find_secret(self) -> bytes:
         """The hub's, else one that the broker holds for all nodes, else one for this run."""
@@ -111,14 +115,15 @@ class Parking:
         """
         if not token or self._engine.limits.grace is None:
             return None
-        claim = read_token(await self._find_secret(), token, now=self._engine.clock.time())
+        secret, reads = await self._find_secret(), self._engine.versions.reads
+        claim = read_token(secret, token, now=self._engine.clock.time(), reads=reads)
         if claim is None or claim.user != identity.user:
             return None
         owner = await self._claim(claim)
         if owner is None:
             self._engine.counters.add("resumes", "stale")
             return None
-        rooms: list[str] = []
+        answered: Answered | None = None
         if owner.node == self._engine.node_id:
             if claim.client not in self._engine.sessions:
                 await self._too_late(claim.client)
@@ -130,13 +135,11 @@ class Parking:
             if answered is not None and answered.status != 200:
                 await self._too_late(claim.client)
                 return None
-            if answered is not None:
-                rooms = answered.rooms
             # Whatever an earlier life of it left here: it is elsewhere that it went on.
             if (stale := self._engine.sessions.get(claim.client)) is not None:
                 self._hand_over(stale)
         self._engine.counters.add("resumes", "taken up")
-        return TakenUp(claim.client, owner.generation, rooms)
+        return TakenUp(claim.client, owner.generation, answered)
 
     async def _claim(self, claim: Claim) -> Owner | None:
         """Take the session in the broker: who had it, with the generation that begins now; None for a stale claim."""
@@ -151,14 +154,35 @@ class Parking:
         key = _key(claim.client)
         for _ in range(_TRIES):
             before = (await broker.entries(key)).get("owner")
-            found = None if before is None else _owners.decode(before)
+            try:
+                found = None if before is None else self._read_owner(before)
+            except BadUnit:
+                return None  # as good as a stale claim: who wrote that knows more than we
             generation = may_take_up(claim, found)
             if generation is None:
                 return None
-            mine = _encode(Owner(1, generation, self._engine.node_id))
+            mine = _encode(Owner(self._engine.versions.writes, generation, self._engine.node_id))
             if await broker.put(key, "owner", mine, ttl=TOKEN_LIFE, expected=before):
                 return Owner(1, generation, claim.node if found is None else found.node)
         return None
+
+    def _read_owner(self, stored: bytes) -> Owner:
+        """What the broker keeps of a session.
+
+        :raises BadUnit: if this release cannot read it; that is told and counted.
+        """
+        versions = self._engine.versions
+        try:
+            try:
+                owner = _owners.decode(stored)
+            except msgspec.DecodeError:
+                versions.formats.judge("the owner of a session", stored, _heads.decode)
+                raise BadUnit("not the owner of a session") from None
+            versions.formats.check("the owner of a session", owner.v)
+        except BadUnit as error:
+            versions.unreadable("sessions", error)
+            raise
+        return owner
 
     async def _too_late(self, client: str) -> None:
         """Its owner says that it has ended."""
@@ -177,7 +201,8 @@ class Parking:
             return Answered(status=410)
         if session.generation >= request.number:
             return Answered(status=409)  # it came back here meanwhile, by a newer claim
-        return Answered(status=200, rooms=self._hand_over(session))
+        removed, stale = dict(session.removed or {}), session.stale
+        return Answered(status=200, rooms=self._hand_over(session), removed=removed, stale=stale)
 
     def _hand_over(self, session: Session[Any]) -> list[str]:
         """Forget a session that goes on elsewhere; returns the rooms it is in, as others see it."""
@@ -213,6 +238,9 @@ class Parking:
         before = self._detach(session)
         session.generation = taken.generation
         session.resumed = True
+        session.stale = session.stale or taken.stale
+        if taken.removed:
+            session.removed = {**(session.removed or {}), **taken.removed}
         for name in taken.rooms:
             if name not in session.parked:
                 family, params = engine.lookup(name)
@@ -260,9 +288,11 @@ class Parking:
         found = None
         try:
             found = (await broker.entries(_key(session.id))).get("owner")
-            elsewhere = found is not None and _owners.decode(found).generation > session.generation
+            elsewhere = found is not None and self._read_owner(found).generation > session.generation
         except Unavailable:
             elsewhere = False
+        except BadUnit:
+            elsewhere = True  # whoever wrote it has it
         if session.connection is not None or self._engine.sessions.get(session.id) is not session:
             return  # it is back, or was handed over
         if elsewhere:

@@ -28,9 +28,8 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Claim", "Owner", "may_take_up", "read_token", "write_token"]
+__all__ = ["Claim", "Owner", "OwnerHead", "may_take_up", "read_token", "write_token"]
 
-_VERSION: Final = 1
 _MAC: Final = 16
 #: Longer ones are not looked at. (A user's name has no bound of its own but that of a frame.)
 _LONGEST: Final = 4096
@@ -62,6 +61,12 @@ class Owner(msgspec.Struct, array_like=True, frozen=True):
     node: str
 
 
+class OwnerHead(msgspec.Struct, array_like=True, frozen=True):
+    """What every version of it begins with."""
+
+    v: int
+
+
 _claims = msgspec.msgpack.Decoder(tuple[int, str, str, str, int, int])
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -70,14 +75,17 @@ def _sign(secret: bytes, body: bytes) -> bytes:
     return hmac.digest(secret, b"rtkit resume\0" + body, hashlib.sha256)[:_MAC]
 
 
-def write_token(secret: bytes, claim: Claim) -> str:
-    """The token that says this."""
-    body = _encode((_VERSION, claim.client, claim.user, claim.node, claim.generation, claim.expires_at))
+def write_token(secret: bytes, claim: Claim, *, version: int = 1) -> str:
+    """The token that says this, in a version that all nodes read (W5)."""
+    body = _encode((version, claim.client, claim.user, claim.node, claim.generation, claim.expires_at))
     return base64.urlsafe_b64encode(_sign(secret, body) + body).rstrip(b"=").decode()
 
 
-def read_token(secret: bytes, token: str, *, now: float) -> Claim | None:
-    """What a token says; None for one that is not ours, is malformed, or too old."""
+def read_token(secret: bytes, token: str, *, now: float, reads: tuple[int, int] = (1, 1)) -> Claim | None:
+    """What a token says; None for one that is not ours, is malformed, or too old.
+
+    :param reads: the oldest and the newest version that are understood.
+    """
     if len(token) > _LONGEST or not token.isascii():
         return None
     try:
@@ -92,7 +100,7 @@ def read_token(secret: bytes, token: str, *, now: float) -> Claim | None:
     except msgspec.DecodeError:
         return None
     claim = Claim(client, user, node, generation, expires_at)
-    return claim if version == _VERSION and now < claim.expires_at else None
+    return claim if reads[0] <= version <= reads[1] and now < claim.expires_at else None
 
 
 def may_take_up(claim: Claim, found: Owner | None) -> int | None:

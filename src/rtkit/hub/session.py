@@ -46,6 +46,8 @@ class Session(Generic[C]):
     :ivar generation: how often that happened.
     :ivar established: its client was told that it is connected, so that it may come back to it.
     :ivar parked: rooms it was in before its connection was lost, and has not come back to yet.
+    :ivar removed: rooms it was taken out of meanwhile, each with the reason; its client has not been told yet.
+    :ivar stale: its client was to be asked for a new token meanwhile.
     """
 
     __slots__ = (
@@ -61,8 +63,10 @@ class Session(Generic[C]):
         "park_reason",
         "parked",
         "parted",
+        "removed",
         "resumed",
         "rooms",
+        "stale",
         "state",
     )
 
@@ -77,6 +81,8 @@ class Session(Generic[C]):
         self.generation = 0
         self.established = False
         self.parked: dict[str, Member] = {}
+        self.removed: dict[str, str] | None = None
+        self.stale = False
         self.park_deadline: Deadline | None = None
         self.park_reason = ""
         self.parted: HttpSession | None = None  # what it was connected by last, over HTTP

@@ -314,11 +314,12 @@ class Web:
         return await self._pass_on(node, ask)
 
     async def _pass_on(self, node: str, ask: Ask) -> Answered:
-        found = await self._engine.relay.ask(node, ask)
+        limits = self._engine.limits
+        within = limits.poll_wait + limits.poll_gone  # a poll is answered by then, if its owner is alive
+        found = await self._engine.relay.ask(node, ask, within=within)
         if found is not None:
             return found
-        holders = await self._engine.lease.holders()
-        if ask.do in ("send", "emulate") and (holders is None or node in holders):
+        if ask.do in ("send", "emulate") and await self._engine.lease.holds(node) is not False:
             return Answered(status=503, retry_after=1, body=b"the session's node does not answer\n")
         return Answered(status=410, body=b"the session's node is gone\n")
 

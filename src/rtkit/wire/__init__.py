@@ -15,7 +15,7 @@ from .codec import (
     recode,
     split,
 )
-from .envelope import Envelope, Kind
+from .envelope import Envelope, Formats, Kind, UnknownVersion
 from .units import (
     NO_DATA,
     Bye,
@@ -82,6 +82,7 @@ __all__ = [
     "Empty",
     "Envelope",
     "ErrorBody",
+    "Formats",
     "GapBody",
     "HistoryCommand",
     "HistoryResult",
@@ -115,6 +116,7 @@ __all__ = [
     "Subscribe",
     "SubscribePush",
     "SubscribeResult",
+    "UnknownVersion",
     "Unsubscribe",
     "UnsubscribePush",
     "Window",

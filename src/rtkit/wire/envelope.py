@@ -1,18 +1,42 @@
-"""What travels between nodes and lies in streams: a versioned envelope around a room's message (W5)."""
+"""What travels between nodes and lies in streams: a versioned envelope around a room's message (W5).
+
+Everything that one node writes for another to read has a version, and all of it has the same one: envelopes, requests
+between nodes, presence, sessions that moved, revocations. A release reads its own and the one before, and writes what
+all nodes read (:mod:`rtkit.hub.versions`). Whoever cannot know who reads, such as a publisher outside of any hub,
+writes the older.
+
+To change a format: raise :data:`VERSION`, leave :data:`OLDEST` where it was, have :class:`Formats` read both, and write
+either as it is told.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from ..errors import BadUnit
 
-__all__ = ["VERSION", "Envelope", "Kind"]
+__all__ = ["FORMATS", "OLDEST", "VERSION", "Envelope", "Formats", "Head", "Kind", "UnknownVersion"]
 
-#: The version this release writes. It reads this one and, once there is one, the one before.
-VERSION = 1
+#: The newest version that this release reads and writes.
+VERSION: Final = 1
+#: The oldest: the one before, once there is one.
+OLDEST: Final = 1
+
+
+class UnknownVersion(BadUnit):
+    """Another release has written this, and this one cannot read it.
+
+    :ivar version: that it was written in.
+    """
+
+    def __init__(self, what: str, version: int, reads: str) -> None:
+        super().__init__(f"{what} of version {version}; this release reads {reads}")
+        self.version = version
 
 
 class Kind(StrEnum):
@@ -20,7 +44,6 @@ class Kind(StrEnum):
 
     MESSAGE = "m"
     SIGNAL = "s"
-    KICK = "k"
 
 
 class Envelope(msgspec.Struct, omit_defaults=True):
@@ -31,8 +54,6 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     :param user: who published it, if a client did; likewise *client*.
     :param event: the name of a signal.
     :param skip: the client id that shall not get this signal.
-    :param code: why a user is taken out of the room (``KICK``); likewise *reason*. *client* is the only one of theirs
-        that is, if there is one.
     """
 
     v: int
@@ -43,8 +64,6 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     client: str = ""
     event: str = ""
     skip: str = ""
-    code: int = 0
-    reason: str = ""
 
     def encode(self) -> bytes:
         """As bytes, for a broker."""
@@ -52,18 +71,75 @@ class Envelope(msgspec.Struct, omit_defaults=True):
 
     @staticmethod
     def decode(payload: bytes) -> Envelope:
-        """From a broker.
+        """From a broker; as :meth:`Formats.open` of this release."""
+        return FORMATS.open(payload)
 
-        :raises BadUnit: for what no release of rtkit has written, or a newer one did.
+
+class Formats:
+    """What a release reads and writes for other nodes. Tests have others than this one's.
+
+    :cvar oldest: the oldest version it reads; *newest* the newest.
+    """
+
+    oldest: int = OLDEST
+    newest: int = VERSION
+
+    def seal(self, envelope: Envelope, version: int) -> bytes:
+        """An envelope as bytes, in a version that this release reads."""
+        envelope.v = version
+        return envelope.encode()
+
+    def open(self, payload: bytes) -> Envelope:
+        """The envelope in what came from a broker.
+
+        :raises UnknownVersion: when a release has written it that is too new, or too old, for this one.
+        :raises BadUnit: for what no release of rtkit has written.
         """
         try:
             envelope = _decoder.decode(payload)
         except (msgspec.DecodeError, RecursionError, ValueError):
+            self.judge("an envelope", payload, _heads.decode)
             raise BadUnit("not an envelope of rtkit") from None
-        if envelope.v != VERSION:
-            raise BadUnit(f"an envelope of version {envelope.v}; this release reads {VERSION}")
+        self.check("an envelope", envelope.v)
         return envelope
 
+    def check(self, what: str, version: int) -> None:
+        """:raises UnknownVersion: for a version that this release does not read."""
+        if not self.oldest <= version <= self.newest:
+            reads = str(self.newest)
+            if self.oldest < self.newest:
+                reads = f"{self.oldest} to {reads}"
+            raise UnknownVersion(what, version, reads)
+
+    def judge(self, what: str, payload: bytes, head: Callable[[bytes], Versioned]) -> None:
+        """Of a payload that does not have the form it should: see whether that is for its version.
+
+        :param head: decodes what all versions have.
+        :raises UnknownVersion: when it is.
+        """
+        try:
+            version = head(payload).v
+        except (msgspec.DecodeError, RecursionError, ValueError):
+            return
+        self.check(what, version)
+
+
+class Versioned(Protocol):
+    """What has a version."""
+
+    @property
+    def v(self) -> int: ...
+
+
+class Head(msgspec.Struct):
+    """What every version of every format has."""
+
+    v: int
+
+
+#: Those of this release.
+FORMATS: Final = Formats()
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Envelope)
+_heads = msgspec.json.Decoder(Head)

@@ -597,11 +597,17 @@ async def test_too_many_channels_are_refused_rather_than_cut(
             assert len((await world.caller.result("channels", pattern="kept:*"))["channels"]) == 2
 
 
-async def test_info_is_about_this_node(world: World) -> None:
+async def test_info_is_about_all_nodes(world: World) -> None:
     ann, ann2 = await world.one.connect(Identity("ann")), await world.one.connect(Identity("ann"))
     await world.two.connect(Identity("far"))
     async with ann.join("kept:a"), ann2.join("kept:a"), ann2.join("kept:b"):
-        (node,) = (await world.caller.result("info"))["nodes"]
+        found = await world.caller.result("info")
+        assert list(found) == ["nodes"]
+        nodes = {node["uid"]: node for node in found["nodes"]}
+        assert list(nodes) == sorted(nodes)
+        far = nodes.pop(world.two.hub.node_id)
+        assert (far["num_clients"], far["num_users"], far["num_subs"]) == (1, 1, 0)
+        (node,) = nodes.values()
         assert node == {
             "uid": world.hub.node_id,
             "name": world.hub.node_id,
@@ -613,8 +619,24 @@ async def test_info_is_about_this_node(world: World) -> None:
             "uptime": 0,
         }
     await world.one.clock.advance(5.5)
-    (node,) = (await world.caller.result("info"))["nodes"]
-    assert node["uptime"] == 5
+    for node in (await world.caller.result("info"))["nodes"]:
+        assert node["uptime"] == 5
+
+
+async def test_nodes_that_do_not_answer_are_named(world: World) -> None:
+    """T2: what was asked for is done elsewhere."""
+    ann, far = await world.one.connect(Identity("ann")), await world.two.connect(Identity("far"))
+    world.two.hub.engine.relay.obey.clear()  # as a release that knows nothing of this
+    silent = {"silent": [world.two.hub.node_id]}
+    assert await world.caller.result("unsubscribe", user="ann", channel="kept:a") == silent
+    assert await world.caller.result("refresh", user="far") == silent
+    assert await world.caller.result("disconnect", user="ann") == silent
+    found = await world.caller.result("info")
+    assert found["silent"] == silent["silent"]
+    assert [node["uid"] for node in found["nodes"]] == [world.hub.node_id]
+    await world.one.settle()
+    assert ann.state == "closed"
+    assert far.state == "connected"
 
 
 # -- batches ----------------------------------------------------------------------------------------------
@@ -657,7 +679,7 @@ async def test_a_batch_answers_each_command_in_order(world: World, parallel: boo
     codes = {n: found[n]["error"]["code"] for n in (2, 5, 6, 7, 8, 9)}
     assert codes == {2: 102, 5: 108, 6: 104, 7: 104, 8: 104, 9: 107}
     assert found[10] == {"refresh": {}}
-    assert found[11]["info"]["nodes"][0]["uid"] == world.hub.node_id
+    assert world.hub.node_id in {node["uid"] for node in found[11]["info"]["nodes"]}
 
 
 async def test_a_batch_is_in_order_unless_it_need_not_be(

@@ -131,7 +131,7 @@ async def test_idle_connections_cost_one_deadline_each(world: World) -> None:
     assert (after.connections, after.sessions, after.rooms, after.users) == (100, 100, 1, 1)
     assert after.tasks == before.tasks
     assert after.deadlines == before.deadlines + 100
-    assert world.clock.timers <= 2
+    assert world.clock.timers <= 3, "deadlines, the lease, comparing tops"
     await world.advance(60)
     assert hub.statistics().tasks == before.tasks
     assert hub.statistics().deadlines == before.deadlines + 100

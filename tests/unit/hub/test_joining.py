@@ -496,7 +496,7 @@ async def test_auto_join_sees_the_identity(world: World) -> None:
 # -- when the broker is away, or slow -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["subscribe", "read", "entries"])
+@pytest.mark.parametrize("call", ["subscribe", "read", "positions"])
 async def test_a_join_while_the_broker_is_away(world: World, call: str) -> None:
     """B4: 100, temporary, when to try again; nothing is left of it."""
     broker = FaultyBroker(world.backend)
@@ -551,7 +551,7 @@ async def test_gone_while_subscribing(world: World) -> None:
         gate.set()
         await world.settle()
         assert hub.statistics().rooms == 0
-        assert world.backend.statistics().topics == 2, "those on which hubs talk to each other"
+        assert world.backend.statistics().topics == 3, "those on which hubs talk to each other"
         assert "ann left r:a" not in door.log or "ann is in" in door.log
 
 

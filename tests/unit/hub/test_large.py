@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -381,6 +382,46 @@ async def test_a_large_call_comes_in_chunks_between_other_commands(world: World)
     assert ann.reply(7)["rpc"]["data"] == data
     assert (await ann.refused("ping"))["code"] == 111
     assert hub.engine.assembling == 0
+
+
+async def test_others_have_their_turn_between_the_steps_of_a_large_call(world: World) -> None:
+    """Each step is JSON of all of it, for which the loop stands still; the steps together are felt by everybody."""
+    hub = hub_with(world)
+    order: list[str] = []
+    loop = asyncio.get_running_loop()
+
+    @dataclass
+    class Large:
+        text: str
+
+        def __post_init__(self) -> None:
+            order.append("it is decoded")
+            loop.call_soon(say, "between decoding and the handler")
+
+    @hub.rpc(Large, name="large")
+    async def large(ctx: Context[Any, Any], message: Large) -> None:
+        order.append("its handler runs")
+
+    @hub.rpc(object, name="small")
+    async def small(ctx: Context[Any, Any], params: Any) -> None:
+        order.append(params)
+
+    ann, bob = await world.join(hub, "ann"), await world.join(hub, "bob")
+
+    def say(when: str) -> None:
+        bob.tell({"rpc": {"method": "small", "data": when}})
+
+    for piece in cut(ann, {"id": 7, "rpc": {"method": "large", "data": {"text": "x" * 100_000}}}, 3):
+        ann.say(piece)
+    say("between the last chunk and decoding")
+    await ann.settle()
+    assert ann.answered(7)
+    assert order == [
+        "between the last chunk and decoding",
+        "it is decoded",
+        "between decoding and the handler",
+        "its handler runs",
+    ]
 
 
 async def test_a_large_publication(world: World) -> None:

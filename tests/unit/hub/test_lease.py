@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rtkit import Grant, Hub
-from rtkit.hub.lease import LEASE, NODES
+import pytest
+
+from rtkit import BrokerUnavailable, Grant, Hub
+from rtkit.hub.lease import LEASE, NODES, Announced, NodeLease
+from rtkit.hub.versions import Range
+from rtkit.wire.envelope import OLDEST, VERSION
 from tests.unit.hub.brokers import FaultyBroker, PlainBroker
 from tests.unit.hub.conftest import World
 
@@ -21,16 +25,67 @@ def stored(world: World) -> dict[str, bytes]:
     return world.backend.entries(NODES)
 
 
-async def test_an_idle_hub_holds_no_lease_and_has_no_task_for_one(world: World) -> None:
+def lease_of(hub: Hub[Any]) -> dict[str, bytes]:
+    """As it lies in the broker: the incarnation, and what is read (W5)."""
+    return {hub.node_id: f"{hub.engine.lease.incarnation} {OLDEST}-{VERSION}".encode()}
+
+
+async def test_a_hub_holds_its_lease_from_the_start_with_one_task(world: World) -> None:
+    """Before anybody is let in: who asks all nodes (A4), or writes for all (W5), has to know of it."""
     hub = await started(world)
-    tasks = hub.statistics().tasks
-    assert not hub.engine.lease.held
-    assert stored(world) == {}
-    await hub.engine.lease.hold()
-    await hub.engine.lease.hold()
-    assert hub.statistics().tasks == tasks + 1
     assert hub.engine.lease.held
-    assert stored(world) == {hub.node_id: hub.engine.lease.incarnation.encode()}
+    assert stored(world) == lease_of(hub)
+    tasks = hub.statistics().tasks
+    await hub.engine.lease.hold()
+    assert hub.statistics().tasks == tasks == 2, "the lease, and comparing tops"
+
+
+async def test_a_hub_that_cannot_be_announced_does_not_start(world: World) -> None:
+    broker = FaultyBroker(world.backend)
+    broker.failing = {"put"}
+    with pytest.raises(BrokerUnavailable, match="could not be announced"):
+        await started(world, broker)
+    broker.failing = set()
+    await world.hubs[0].start()
+    assert stored(world) == lease_of(world.hubs[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (b"ab12 1-2", Announced("ab12", Range(1, 2))),
+        (b"ab12 3-4 and more to come", Announced("ab12", Range(3, 4))),
+        (b"ab12", Announced("ab12", Range(1, 1))),
+        (b"ab12 x-y", Announced("ab12", Range(1, 1))),
+        (b"ab12 1-" + b"9" * 5000, Announced("ab12", Range(1, 1))),
+        (b"\xff\xfe", Announced("\ufffd\ufffd", Range(1, 1))),
+        (b"", Announced("", Range(1, 1))),
+    ],
+)
+def test_what_a_lease_says(value: bytes, found: Announced) -> None:
+    """W5: of a release to come what is understood; nonsense is the oldest."""
+    assert Announced.decode(value) == found
+
+
+async def test_whether_a_node_holds_a_lease_is_never_denied_from_memory(world: World) -> None:
+    broker = FaultyBroker(world.backend)
+    one = await started(world, broker)
+    assert await one.engine.lease.holders() == {one.node_id}
+    two = await started(world)
+    before = broker.calls.count("entries")
+    assert await one.engine.lease.holds(two.node_id) is True
+    assert await one.engine.lease.holds(two.node_id) is True
+    assert broker.calls.count("entries") == before + 1
+    gate = broker.hold("entries")
+    asking = [one.engine.task(one.engine.lease.holds, "nobody") for _ in range(100)]
+    await world.settle()
+    gate.set()
+    await world.settle()
+    assert [each.result() for each in asking] == [False] * 100
+    assert broker.calls.count("entries") <= before + 3, "those who ask together share a look"
+    await world.advance(2)
+    broker.down = True
+    assert await one.engine.lease.holds("nobody") is None
 
 
 async def test_the_lease_is_renewed_and_ends_with_the_run(world: World) -> None:
@@ -39,17 +94,17 @@ async def test_the_lease_is_renewed_and_ends_with_the_run(world: World) -> None:
     first = hub.engine.lease.incarnation
     await world.advance(120)
     assert hub.engine.lease.held
-    assert stored(world) == {hub.node_id: first.encode()}
+    assert stored(world) == lease_of(hub)
+    assert hub.engine.lease.incarnation == first
     await hub.aclose()
     assert stored(world) == {}
 
 
 async def test_holders_are_all_nodes_that_hold_and_are_read_once_a_second(world: World) -> None:
     broker = FaultyBroker(world.backend)
-    one, two = await started(world, broker), await started(world)
-    await one.engine.lease.hold()
+    one = await started(world, broker)
     assert await one.engine.lease.holders() == {one.node_id}
-    await two.engine.lease.hold()
+    two = await started(world)
     before = broker.calls.count("entries")
     assert await one.engine.lease.holders() == {one.node_id}  # as of a moment ago
     assert broker.calls.count("entries") == before
@@ -71,6 +126,8 @@ async def test_a_broker_that_keeps_no_state_has_no_leases(world: World) -> None:
 async def test_a_lease_is_held_as_soon_as_the_broker_is_there(world: World) -> None:
     broker = FaultyBroker(world.backend)
     hub = await started(world, broker)
+    await hub.engine.lease.release()
+    hub.engine.lease = NodeLease(hub.engine)
     broker.down = True
     await hub.engine.lease.hold()  # it does not fail, and goes on trying
     await hub.engine.lease.hold()
@@ -108,7 +165,7 @@ async def test_a_lost_lease_is_held_again_by_another_incarnation(world: World) -
     assert lease.held
     assert lease.incarnation != first
     assert told == [lease.incarnation]
-    assert stored(world) == {hub.node_id: lease.incarnation.encode()}
+    assert stored(world) == lease_of(hub)
 
 
 async def test_who_has_to_know_is_told_even_if_the_broker_went_away_again_at_once(world: World) -> None:

@@ -580,10 +580,10 @@ async def test_told_to_try_again_it_has_not_left(world: World, diary: Diary) -> 
         raise BrokerUnavailable("away")
 
     broker: Any = hub.engine.broker
-    entries, broker.entries = broker.entries, away
+    positions, broker.positions = broker.positions, away
     error = await ann.refused("subscribe", channel="room:a")
     assert error["temporary"] is True
-    broker.entries = entries
+    broker.positions = positions
     await ann.call("subscribe", channel="room:a")
     await world.advance(30)
     assert not [line for line in diary.read() if "leaves" in line]

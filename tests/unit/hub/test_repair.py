@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from rtkit import Grant, History, Hub, Limits
 from rtkit.brokers import MemoryBroker
+from rtkit.errors import BrokerUnavailable
+from rtkit.hub.engine import REPAIRS
 from tests.support.rawclient import RawClient, publications
 from tests.unit.hub.brokers import FaultyBroker
 from tests.unit.hub.conftest import World
@@ -120,7 +123,8 @@ async def test_comparing_tops_costs_one_read_a_room(world: World) -> None:
     await world.advance(300)
     reads = lossy.broker.calls.count("read")
     assert 2 * 300 / 38 <= reads <= 2 * 300 / 22
-    assert set(lossy.broker.calls) == {"read"}
+    assert set(lossy.broker.calls) - {"renew"} == {"read", "positions"}
+    assert lossy.broker.calls.count("positions") == reads / 2, "revocations, at the same time"
 
 
 async def test_an_interruption_makes_the_hub_read(world: World) -> None:
@@ -251,7 +255,7 @@ async def test_a_repair_waits_for_the_broker(world: World) -> None:
     assert ann.data_of("r:a") == [1]
     assert ann.closed is None
     lossy.broker.down = False
-    await world.advance(3)
+    await world.advance(6)
     assert ann.data_of("r:a") == [1, 2, 3, 4]
 
 
@@ -263,10 +267,62 @@ async def test_positions_cannot_be_compared_while_the_broker_is_away(world: Worl
     await lossy.publish(1, heard=False)
     lossy.broker.down = True
     await world.advance(100)
-    assert any("positions could not be checked" in r.getMessage() for r in caplog.get_records("call"))
+    assert any("cannot be read" in r.getMessage() for r in caplog.get_records("call"))
     lossy.broker.down = False
     await world.advance(40)
     assert ann.data_of("r:a") == [1]
+
+
+async def test_one_room_that_cannot_be_read_does_not_keep_the_others_from_being_checked(world: World) -> None:
+    """H4: a broker may have trouble with one key alone, and for ever."""
+    lossy = Lossy(world)
+    await lossy.start()
+    ann = await world.join(lossy.hub, "ann", "r:broken", "r:a")
+    read = lossy.broker.read
+
+    async def one_is_broken(topic: str, **options: Any) -> Any:
+        if topic == "room:r:broken":
+            raise BrokerUnavailable("somebody has put something else at this key")
+        return await read(topic, **options)
+
+    lossy.broker.read = one_is_broken  # type: ignore[method-assign]
+    await lossy.publish(1, heard=False)
+    await world.advance(100)
+    assert ann.data_of("r:a") == [1]
+
+
+async def test_a_broker_that_is_back_is_asked_at_once_and_not_by_all_at_once(
+    world: World, caplog: Any
+) -> None:
+    """F2: what 80 rooms missed is read some at a time; and however long they have waited, none goes on waiting."""
+    lossy = Lossy(world)
+    await lossy.start()
+    rooms = [f"r:{n}" for n in range(80)]
+    members = [await world.join(lossy.hub, f"user{n}", *rooms) for n in range(3)]
+    lossy.broker.down = True
+    lossy.hub.engine.interrupted([f"room:{room}" for room in rooms])
+    await world.advance(60)
+    assert sum("cannot be read" in record.getMessage() for record in caplog.get_records("call")) <= 8
+    reading = most = 0
+    read = lossy.broker.read
+
+    async def counted(topic: str, **options: Any) -> Any:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        await asyncio.sleep(0)
+        try:
+            return await read(topic, **options)
+        finally:
+            reading -= 1
+
+    lossy.broker.read = counted  # type: ignore[method-assign]
+    lossy.broker.down = False
+    await lossy.publish(1, heard=False, room="r:77")
+    lossy.hub.engine.interrupted([f"room:{room}" for room in rooms])
+    await world.settle()
+    assert [member.data_of("r:77") for member in members] == [[1]] * 3
+    assert 1 < most <= REPAIRS
 
 
 async def test_a_check_that_fails_unexpectedly_is_not_the_last(world: World, errors: Any) -> None:
@@ -338,4 +394,4 @@ async def test_a_hub_without_position_checks(world: World) -> None:
     hub: Hub[Any] = world.hub(limits=Limits(position_check=None))
     hub.rooms("r:{x}", publishes=object, grant=ALL, history=History(9, ttl=60))
     await world.join(hub, "ann", "r:a")
-    assert hub.statistics().tasks == 0
+    assert hub.statistics().tasks == 1, "the lease"

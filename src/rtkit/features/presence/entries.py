@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Raw
 
 from ...errors import BadUnit
+from ...wire.envelope import FORMATS, Formats, Head
 from .roster import Present
 
 __all__ = [
@@ -42,7 +43,6 @@ __all__ = [
 
 LIVES: Final = "presence-lives"
 REAPING: Final = "presence-reaping"
-_VERSION: Final = 1
 
 
 def key_of(room: str) -> str:
@@ -93,13 +93,14 @@ class _NoticeOut(msgspec.Struct, omit_defaults=True):
 _encode: Final = msgspec.json.Encoder().encode
 _entries: Final = msgspec.json.Decoder(Entry)
 _notices: Final = msgspec.json.Decoder(Notice)
+_heads: Final = msgspec.json.Decoder(Head)
 
 
-def encode_entry(present: Present) -> bytes:
-    """As it lies in the broker."""
+def encode_entry(present: Present, version: int) -> bytes:
+    """As it lies in the broker, in a version that all nodes read (W5)."""
     return _encode(
         Entry(
-            _VERSION,
+            version,
             present.user,
             present.node,
             present.incarnation,
@@ -109,44 +110,44 @@ def encode_entry(present: Present) -> bytes:
     )
 
 
-def decode_entry(client: str, value: bytes) -> Present:
+def decode_entry(client: str, value: bytes, formats: Formats = FORMATS) -> Present:
     """From the broker.
 
+    :param formats: what this release reads.
     :raises BadUnit: for what no release of rtkit has written, or a newer one did.
     """
     try:
         entry = _entries.decode(value)
     except (msgspec.DecodeError, RecursionError, ValueError):
+        formats.judge("a presence entry", value, _heads.decode)
         raise BadUnit("not a presence entry of rtkit") from None
-    return _present(client, entry)
+    return _present(client, entry, formats)
 
 
-def encode_notice(changes: Mapping[str, bytes | None]) -> bytes:
+def encode_notice(changes: Mapping[str, bytes | None], version: int) -> bytes:
     """Of encoded entries, by client; None is gone."""
     there = {client: Raw(value) for client, value in changes.items() if value is not None}
-    return _encode(
-        _NoticeOut(_VERSION, there, [client for client, value in changes.items() if value is None])
-    )
+    return _encode(_NoticeOut(version, there, [client for client, value in changes.items() if value is None]))
 
 
-def decode_notice(payload: bytes) -> dict[str, Present | None]:
+def decode_notice(payload: bytes, formats: Formats = FORMATS) -> dict[str, Present | None]:
     """The changes that a notice tells of.
 
+    :param formats: what this release reads.
     :raises BadUnit: for what no release of rtkit has written, or a newer one did.
     """
     try:
         notice = _notices.decode(payload)
     except (msgspec.DecodeError, RecursionError, ValueError):
+        formats.judge("a presence notice", payload, _heads.decode)
         raise BadUnit("not a presence notice of rtkit") from None
-    if notice.v != _VERSION:
-        raise BadUnit(f"a presence notice of version {notice.v}; this release reads {_VERSION}")
+    formats.check("a presence notice", notice.v)
     changes: dict[str, Present | None] = dict.fromkeys(notice.gone)
     for client, entry in notice.there.items():
-        changes[client] = _present(client, entry)
+        changes[client] = _present(client, entry, formats)
     return changes
 
 
-def _present(client: str, entry: Entry) -> Present:
-    if entry.v != _VERSION:
-        raise BadUnit(f"a presence entry of version {entry.v}; this release reads {_VERSION}")
+def _present(client: str, entry: Entry, formats: Formats) -> Present:
+    formats.check("a presence entry", entry.v)
     return Present(client, entry.user, bytes(entry.meta), entry.node, entry.life, entry.generation)

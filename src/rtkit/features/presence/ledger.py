@@ -265,7 +265,9 @@ class Ledger:
         changes: dict[str, bytes | None] = {}
         expected: dict[str, bytes | None] = {}
         for client, mine in batch.items():
-            value = encode_entry(self.shown(client, mine)) if mine.there else None
+            value = (
+                encode_entry(self.shown(client, mine), self._engine.versions.writes) if mine.there else None
+            )
             if value != mine.known:
                 changes[client], expected[client] = value, mine.known
         if changes and not await self._revise(room.name, batch, changes, expected):
@@ -292,7 +294,7 @@ class Ledger:
             ttl=KEPT,
             expected=expected,
             topic=topic_of(name),
-            payload=encode_notice(changes),
+            payload=encode_notice(changes, self._engine.versions.writes),
         )
         if position is None:
             return False
@@ -322,10 +324,9 @@ class Ledger:
         if stored is None:
             return None
         try:
-            return decode_entry(client, stored)
+            return decode_entry(client, stored, self._engine.versions.formats)
         except BadUnit as error:
-            self._engine.counters.add("foreign_entries")
-            logger.error("room %r: presence of %r: %s", room.name, client, error)
+            self._engine.versions.unreadable(f"room {room.name!r}: presence of {client!r}", error)
             return None
 
     # -- the index ---------------------------------------------------------------------------------

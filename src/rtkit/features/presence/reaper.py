@@ -74,10 +74,9 @@ async def _reap_room(engine: Engine, broker: StateBroker, life: str, name: str) 
         left: dict[str, bytes] = {}
         for client, value in (await broker.entries(key)).items():
             try:
-                found = decode_entry(client, value)
+                found = decode_entry(client, value, engine.versions.formats)
             except BadUnit as error:
-                engine.counters.add("foreign_entries")
-                logger.error("room %r: presence of %r: %s", name, client, error)
+                engine.versions.unreadable(f"room {name!r}: presence of {client!r}", error)
                 continue
             if life_of(found.node, found.incarnation) == life:
                 left[client] = value
@@ -92,7 +91,7 @@ async def _reap_room(engine: Engine, broker: StateBroker, life: str, name: str) 
                 ttl=KEPT,
                 expected={client: left[client] for client in some},
                 topic=topic_of(name),
-                payload=encode_notice(gone),
+                payload=encode_notice(gone, engine.versions.writes),
             )
             if done is None:
                 break  # somebody was faster with some of them

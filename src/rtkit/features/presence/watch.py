@@ -111,7 +111,7 @@ class Watch:
         if position is None:
             raise BadUnit("a presence notice without a position")
         try:
-            changes = decode_notice(payload)
+            changes = decode_notice(payload, self._engine.versions.formats)
         except BadUnit:
             self.roster.wants_read = True  # whatever it was, it counts
             self.repair_soon()
@@ -263,10 +263,9 @@ def decode_members(engine: Engine, name: str, entries: Mapping[str, bytes]) -> l
     members: list[Present] = []
     for client, value in entries.items():
         try:
-            members.append(decode_entry(client, value))
+            members.append(decode_entry(client, value, engine.versions.formats))
         except BadUnit as error:
-            engine.counters.add("foreign_entries")
-            logger.error("room %r: presence of %r: %s", name, client, error)
+            engine.versions.unreadable(f"room {name!r}: presence of {client!r}", error)
     return members
 
 

@@ -149,7 +149,10 @@ async def test_an_orderly_end_leaves_nothing_and_is_seen_at_once(world: World) -
     await ann.settle()
     assert told(ann, "leaves") == ["bob"]
     await one.aclose()
-    assert world.backend.statistics().fields == 0 or set(world.backend._state) <= {"secret"}
+    assert world.backend.statistics().fields == 0 or set(world.backend._state) <= {
+        "secret",
+        "revocations:all",
+    }
 
 
 async def test_an_end_waits_a_moment_for_the_broker(world: World) -> None:
