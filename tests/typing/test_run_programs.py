@@ -19,6 +19,7 @@ from rtkit import Gap, Grant, History, Hub, Identity, Message, NotSupported, Pub
 from rtkit.brokers import MemoryBackend, MemoryBroker
 from rtkit.client import RoomClient, connect
 from rtkit.errors import CallError, ConnectionClosed
+from tests.support.redises import RedisServer
 from tests.support.servers import serve_asgi
 from tests.typing.programs import (
     custom_broker,
@@ -112,6 +113,26 @@ async def test_notifications_worker() -> None:
 async def test_notifications_worker_alone() -> None:
     published = await notifications_worker.main()
     assert all(isinstance(each, Published) and each.position is not None for each in published)
+
+
+async def test_notifications_without_an_event_loop() -> None:
+    worker = notifications_worker
+    jobs = [worker.Job("a", "ann", 10), worker.Job("b", "ann", 10_000_000), worker.Job("a", "ann", 10)]
+
+    def run(url: str) -> list[Published]:
+        tasks = worker.Tasks(url)
+        told = [tasks.export(job) for job in jobs]
+        tasks.publisher.close()
+        return told + worker.cron(url, jobs)
+
+    with RedisServer() as redis:
+        published = await asyncio.to_thread(run, redis.url)
+        assert [each.duplicate for each in published] == [False, False, True, True, True, True]
+        hub = Hub(authenticate=anonymous, broker=redis.url)
+        hub.include(worker.router)
+        async with hub:
+            page = await hub.room(worker.room_of("ann")).history()
+    assert [message.data for message in page.messages] == [worker.outcome(job) for job in jobs[:2]]
 
 
 async def test_starlette_primitives() -> None:

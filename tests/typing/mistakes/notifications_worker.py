@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from rtkit import History, Publisher, Router
+from rtkit.sync import Publisher as SyncPublisher
 from tests.typing.programs.notifications_worker import ExportReady, Job, notifications, router
 
 Publisher("memory://")  # expect: mypy[call-arg] pyright[reportCallIssue]
@@ -20,6 +21,20 @@ async def work(publisher: Publisher, job: Job) -> None:
     await publisher.publish("user:ann", ready, key=job.rows)
     published = await publisher.publish("user:ann", ready, key=job.id)
     _: int = published.position  # expect: mypy[assignment] pyright[reportAssignmentType]
+
+
+SyncPublisher("redis://localhost")  # expect: mypy[call-arg] pyright[reportCallIssue]
+# expect: mypy[arg-type] pyright[reportArgumentType]
+SyncPublisher("redis://localhost", router, timeout="5")
+# expect: mypy[attr-defined] pyright[reportAttributeAccessIssue]
+SyncPublisher("redis://localhost", router).aclose()
+
+
+async def work_in_a_loop(publisher: SyncPublisher, job: Job) -> None:
+    # expect: mypy[misc] pyright[reportGeneralTypeIssues]
+    await publisher.publish("user:ann", ExportReady("/x"))
+    # expect: mypy[arg-type] pyright[reportArgumentType]
+    publisher.publish("user:ann", ExportReady("/x"), key=job.rows)
 
 
 users = Router[int]()

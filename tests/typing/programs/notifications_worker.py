@@ -1,13 +1,15 @@
-"""Notifications from a worker, as a Celery task would send them: a broker and the declarations, no hub."""
+"""Notifications from workers, with an event loop and, as Celery's, without: a broker and the declarations, no hub."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass
 
 from rtkit import Grant, History, Published, Publisher, Router
 from rtkit.brokers import Broker
+from rtkit.errors import Unavailable
+from rtkit.sync import Publisher as SyncPublisher
 
 # -- what the web application and the worker both import ------------------------------------------------
 
@@ -40,7 +42,7 @@ notifications = router.rooms(
     auto_join=lambda identity: [room_of(identity.user)],
 )
 
-# -- the worker ---------------------------------------------------------------------------------------
+# -- a worker -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Job:
     rows: int
 
 
+def outcome(job: Job) -> ExportReady | ExportFailed:
+    """What there is to tell."""
+    if job.rows > 1_000_000:
+        return ExportFailed(f"{job.rows} rows are too many")
+    return ExportReady(f"/exports/{job.id}.csv")
+
+
 class Exports:
     """Runs jobs, and tells the users."""
 
@@ -60,11 +69,7 @@ class Exports:
 
     async def run(self, job: Job) -> Published:
         # The job's id as the key: run twice, it notifies once.
-        if job.rows > 1_000_000:
-            failed = ExportFailed(f"{job.rows} rows are too many")
-            return await self.publisher.publish(room_of(job.user), failed, key=job.id)
-        ready = ExportReady(f"/exports/{job.id}.csv")
-        return await self.publisher.publish(room_of(job.user), ready, key=job.id)
+        return await self.publisher.publish(room_of(job.user), outcome(job), key=job.id)
 
 
 async def work(jobs: AsyncIterable[Job], broker: str | Broker) -> list[Published]:
@@ -82,3 +87,28 @@ async def demo_jobs() -> AsyncIterable[Job]:
 
 async def main(broker: str | Broker = "memory://") -> list[Published]:
     return await work(demo_jobs(), broker)
+
+
+# -- a worker without an event loop, as Celery's are --------------------------------------------------
+
+
+class Tasks:
+    """What a module of tasks has. It is imported once, before the pool forks its workers."""
+
+    def __init__(self, broker: str) -> None:
+        self.publisher = SyncPublisher(broker, router, timeout=5)  # opens nothing
+
+    def export(self, job: Job, *, attempts: int = 3) -> Published:
+        """A task; Celery would do the repeating."""
+        for _ in range(attempts - 1):
+            try:
+                return self.publisher.publish(room_of(job.user), outcome(job), key=job.id)
+            except Unavailable:
+                pass  # with the same key, it is safe
+        return self.publisher.publish(room_of(job.user), outcome(job), key=job.id)
+
+
+def cron(broker: str, jobs: Iterable[Job]) -> list[Published]:
+    """A script: it opens the connection at once, and closes it."""
+    with SyncPublisher(broker, router) as publisher:
+        return [publisher.publish(room_of(job.user), outcome(job), key=job.id) for job in jobs]
