@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["pytester", "tests.support.services"]
+pytest_plugins = ["pytester", "tests.support.services", "tests.support.redises", "tests.support.natses"]
 
 # Time limits are pytest-timeout's business: a deadline per example fails on a busy machine.
 # Everything else stays as hypothesis chose it, which under CI=true means its `ci` profile.

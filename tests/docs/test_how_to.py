@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import types
 from typing import Any
 
@@ -12,8 +13,14 @@ import websockets.asyncio.client
 import websockets.asyncio.server
 
 from rtkit import Identity, Limits, Presence
+from rtkit.brokers import MemoryBackend
 from rtkit.client import connect
+from rtkit.hub.lease import LEASE
+from rtkit.hub.relay import PATIENCE
+from rtkit.hub.versions import SETTLED
 from rtkit.testing import TestHub
+from rtkit.testing.conformance.suite import HOOKS
+from tests.conformance.weather import OutdoorBroker, Weather
 from tests.docs.blocks import ROOT, Block, blocks, prose
 from tests.support.servers import serve_asgi
 
@@ -21,6 +28,8 @@ MOUNT = "docs/how-to/mount.md"
 PRIMITIVES = "docs/how-to/primitives.md"
 BROKER = "docs/how-to/write-a-broker.md"
 PRESENCE = "docs/how-to/presence.md"
+ACCESS = "docs/how-to/end-access.md"
+UPGRADE = "docs/how-to/upgrade.md"
 
 
 def run(*sources: Block) -> Any:
@@ -116,6 +125,74 @@ bus_page = run(*blocks(BROKER, "python", "broker"), *blocks(BROKER, "python", "t
 TestBus = bus_page.TestBus
 
 
+def outages_page() -> Any:
+    """The page's suite with outages, for a server that somebody brought."""
+    page = run(*blocks(BROKER, "python", "broker"), *blocks(BROKER, "python", "test"))
+    page.MyServer = Server
+    page.MyBroker = lambda server: OutdoorBroker(server.weather)
+    for block in blocks(BROKER, "python", "outages"):
+        exec(block.code(), vars(page))
+    return page
+
+
+class Server:
+    """A server that can be stopped."""
+
+    async def __aenter__(self) -> Server:
+        self.weather = Weather(MemoryBackend())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def stop(self) -> None:
+        self.weather.cut()
+
+    kill = stop
+
+    async def start(self) -> None:
+        await self.weather.mend()
+
+
+OUTAGES = [
+    "test_after_an_outage_subscriptions_are_there_without_help",
+    "test_after_a_restart_subscriptions_are_there_without_help",
+]
+
+
+@pytest.mark.parametrize("promise", OUTAGES)
+async def test_the_pages_hooks_take_the_backend_away(promise: str) -> None:
+    suite = outages_page().TestMine()
+    async with suite.cluster() as make, suite.open(make) as first, suite.open(make) as second:
+        await getattr(suite, promise)((first, second), "topic")
+    assert suite.server.weather.era >= 1
+
+
+def test_the_pages_excuse_is_one() -> None:
+    page = run(
+        *blocks(BROKER, "python", "broker"),
+        *blocks(BROKER, "python", "test"),
+        *blocks(BROKER, "python", "excuse"),
+    )
+    page.TestDeaf().test_no_promise_was_taken_out()
+
+
+def test_the_page_knows_what_a_suite_may_say() -> None:
+    import re
+
+    from rtkit.testing.conformance import VERSION, BrokerSuite, promises
+    from tests.docs.blocks import table
+
+    said = [re.findall(r"`(\w+)`", row["name"]) for row in table(BROKER, "name", "what it says")]
+    assert all(hasattr(BrokerSuite, name) for names in said for name in names)
+    assert {name for names in said for name in names} >= {*HOOKS, "left_out", "advance", "patience"}
+    assert VERSION == 1
+    names = {name for name, _ in promises(BrokerSuite)}
+    excused = {name for name in names if "self.needs(" in inspect.getsource(getattr(BrokerSuite, name))}
+    line = f"rtkit conformance: TestBus: {len(names - excused)} promises kept, {len(excused)} excused"
+    assert line in prose(BROKER)
+
+
 async def test_two_hubs_on_the_pages_broker() -> None:
     page = run(*blocks(BROKER, "python", "broker"), *blocks(BROKER, "python", "use"))
     async with TestHub(page.first) as one, TestHub(page.second) as two:
@@ -182,6 +259,31 @@ async def test_it_is_shown_who_is_there() -> None:
             assert await ann.call(["chat:other", "chat:lobby"], name="busiest") == "chat:lobby"
         await t.settle()
         assert await page.names("chat:lobby") == []
+
+
+# -- ending access, and upgrading -----------------------------------------------------------------------
+
+
+async def test_access_is_ended() -> None:
+    page = run(*blocks(ACCESS, "python", "access"))
+    async with TestHub(page.hub) as t:
+        ann, bob = await t.connect(Identity("ann")), await t.connect(Identity("bob"))
+        assert await ann.call("", name="my devices") == 1
+        async with bob.join("chat:a"):
+            reached = await page.mute("bob", "chat:a")
+            assert (reached.sessions, reached.complete) == (1, True)
+        assert (await page.sign_out_everywhere("ann")).sessions == 1
+        assert (await page.lock_out("bob", 60)).sessions == 1
+        await t.settle()
+        assert ann.state == bob.state == "closed"
+
+
+def test_the_times_are_those_of_the_code() -> None:
+    assert f"after {PATIENCE:g} s and one repetition" in prose(ACCESS)
+    assert f"lease for up to {LEASE:g} s" in prose(ACCESS)
+    assert f"come back to it for {Limits().grace:g} s" in prose(ACCESS)
+    assert f"every {Limits().position_check:g} s" in prose(ACCESS)
+    assert SETTLED == 600 and "after ten minutes more" in prose(UPGRADE)
 
 
 def test_the_numbers_are_the_defaults() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = ["FOLDER", "NAMES", "application", "load"]
+__all__ = ["ALONE", "FOLDER", "NAMES", "application", "load"]
 
 FOLDER: Final = Path(__file__).parents[2] / "examples/hosts"
 #: What is in there, by the name of the framework.
@@ -21,10 +21,16 @@ NAMES: Final = {
     "aiohttp": "aiohttp_app",
     "websockets": "websockets_server",
 }
+#: The hub without any: on an ASGI server, at the root, or on our own.
+ALONE: Final = "rtkit alone"
 
 
 def load(framework: str) -> ModuleType:
     """The module of a framework's example."""
+    if framework == ALONE:
+        from tests.hosts import alone
+
+        return alone
     name = NAMES[framework]
     # An application of aiohttp's is one event loop's for ever; Django's settings are the process's.
     if name not in sys.modules or framework == "aiohttp":

@@ -1,25 +1,24 @@
 """Every framework on every server, as hosts of the transport suite.
 
-A framework is a function that mounts a hub at ``/rt``; a server is one that serves an ASGI application. Two hosts
-are both in one: aiohttp, and a server of the websockets library.
+A framework is a function that mounts a hub at ``/rt``; a server is one that serves an ASGI application. Three hosts
+are both in one: aiohttp, a server of the websockets library, and our own.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import types
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any, Final
 
 from rtkit import Hub
+from tests.hosts.examples import ALONE
 from tests.hosts.servers import serve_aiohttp, serve_hypercorn, serve_uvicorn, serve_websockets
-from tests.support.hosts import CERTIFICATE, Host, Served
+from tests.support.hosts import HOSTS as SUITE_HOSTS
+from tests.support.hosts import Abilities, Serve, host_of
 
-__all__ = ["FRAMEWORKS", "HOSTS", "SERVERS", "host_of"]
-
-Serve = Callable[..., AbstractAsyncContextManager[int]]
+__all__ = ["EVERY_SERVER", "FRAMEWORKS", "HOSTS", "OWN_SERVER", "SERVERS"]
 
 
 # -- frameworks
@@ -72,7 +71,7 @@ def no_framework(hub: Hub[Any]) -> Any:
 
 
 FRAMEWORKS: Final[dict[str, Callable[[Hub[Any]], Any]]] = {
-    "no framework": no_framework,
+    ALONE: no_framework,
     "Starlette": starlette,
     "FastAPI": fastapi,
     "Litestar": litestar,
@@ -94,6 +93,11 @@ SERVERS: Final[dict[str, Serve]] = {
     "hypercorn": serve_hypercorn,
 }
 
+#: As the README's tables call it.
+OWN_SERVER: Final = "rtkit's own"
+#: All that clients connect to, by the names in the README.
+EVERY_SERVER: Final = (OWN_SERVER, *SERVERS, "granian", "aiohttp", "websockets")
+
 # -- both
 
 
@@ -105,24 +109,19 @@ def _aiohttp_app(hub: Hub[Any]) -> Any:
     return app
 
 
-def host_of(name: str, serve: Serve, build: Callable[[Hub[Any]], Any], prefix: str) -> Host:
-    """A host for the transport suite."""
-
-    @contextlib.asynccontextmanager
-    async def run(hub: Hub[Any], secure: bool) -> AsyncGenerator[Served]:
-        certificate: Path | None = CERTIFICATE if secure else None
-        async with serve(build(hub), certificate=certificate) as port:
-            yield Served(hub, port, prefix, secure, list)
-
-    return Host(name, run)
-
-
 HOSTS: Final = (
     *(
-        host_of(f"{framework}, {server}", serve, build, "" if build is no_framework else "/rt")
+        host_of(
+            f"{framework}, {server}",
+            serve,
+            build,
+            "" if build is no_framework else "/rt",
+            Abilities(last_words=1011 if server == "hypercorn" else 1012),
+        )
         for server, serve in SERVERS.items()
         for framework, build in FRAMEWORKS.items()
     ),
     host_of("aiohttp", serve_aiohttp, _aiohttp_app, "/rt"),
-    host_of("websockets", serve_websockets, no_framework, ""),
+    host_of("websockets", serve_websockets, no_framework, "", Abilities(drops_halves=False)),
+    *(dataclasses.replace(host, name=ALONE) for host in SUITE_HOSTS if host.name == "own"),
 )

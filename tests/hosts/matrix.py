@@ -1,12 +1,14 @@
-"""Run every framework on every server, in full, and write into the README what works where: ``./dev matrix``.
+"""Run every framework and every client on every server, in full, and write into the README what works where:
+``./dev matrix``.
 
-    python tests/hosts/matrix.py             run, and write the table
-    python tests/hosts/matrix.py --check     run, and fail if the table is another one
+    python tests/hosts/matrix.py             run, and write the tables
+    python tests/hosts/matrix.py --check     run, and fail if the tables are other ones
     python tests/hosts/matrix.py --short     only what ``./dev test`` runs as well
 
-A cell has a mark for WebSockets, event streams and long-polls: a tick when the conversation of ``test_matrix.py`` (and
-for WebSockets the transport suite of ``test_suite.py``) passes, a dash where there is nothing of the kind, and a cross
-for a failure; a number leads to what is known to be otherwise, which a strict xfail holds on to.
+A cell has a mark for each transport: a tick when the conversation of ``test_matrix.py`` (and the transport suite of
+``test_suite.py`` and ``test_suite_over_http.py``), or that of ``test_clients.py``, passes; a dash where there is
+nothing of the kind, and a cross for a failure. A number leads to what is known to be otherwise, which a strict xfail
+holds on to.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -26,89 +28,139 @@ ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.hosts.conftest import KNOWN  # noqa: E402
-from tests.hosts.examples import NAMES  # noqa: E402
-from tests.hosts.hosts import SERVERS  # noqa: E402
+from tests.hosts.examples import ALONE, NAMES  # noqa: E402
+from tests.hosts.guests import GUESTS, TRANSPORTS  # noqa: E402
+from tests.hosts.hosts import EVERY_SERVER, SERVERS  # noqa: E402
 
+FRAMEWORKS: Final = (*NAMES, ALONE)
 COLUMNS: Final = (*SERVERS, "granian")
-ALONE: Final = ("aiohttp", "websockets")
+#: Those that are a server of their own.
+OWN: Final = ("aiohttp", "websockets", ALONE)
 BEGIN: Final = "<!-- matrix: written by ./dev matrix -->"
 END: Final = "<!-- matrix end -->"
-#: As in the names of tests; those that name none are about the first.
-TRANSPORTS: Final = {"websocket": "WebSocket", "sse": "event stream", "poll": "long-poll"}
+#: What a framework is looked at with, as in the names of tests.
+BASIC: Final = {name: TRANSPORTS[name] for name in ("websocket", "sse", "poll")}
 GRANIAN: Final = "a conversation in a process of its own; the transport suite needs the hub at hand"
 
+Place = tuple[str, str, str]
+"""A framework or client, a server, a transport."""
 
-def run(short: bool) -> dict[str, list[str]]:
-    """Outcomes (``passed``, ``failed``, ``xfailed``) by framework, server and transport."""
-    files = ["tests/hosts/test_matrix.py", *([] if short else ["tests/hosts/test_suite.py"])]
+
+def run(short: bool) -> dict[Place, list[str]]:
+    """Outcomes (``passed``, ``failed``, ``xfailed: why``)."""
+    files = ["tests/hosts/test_matrix.py", "tests/hosts/test_clients.py"]
+    env = {**os.environ}
+    if not short:
+        files += ["tests/hosts/test_suite.py", "tests/hosts/test_suite_over_http.py"]
+        env["RTKIT_MATRIX"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", *files, f"--junit-xml={report}", "-n", "2"]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "RTKIT_MATRIX": "1"}, check=False)
+        subprocess.run(command, cwd=ROOT, env=env, check=False)
         return outcomes(ElementTree.parse(report).iter("testcase"))
 
 
-def outcomes(cases: Iterable[ElementTree.Element]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def outcomes(cases: Iterable[ElementTree.Element]) -> dict[Place, list[str]]:
+    found: dict[Place, list[str]] = {}
     for case in cases:
-        name = case.get("name") or ""
-        if (pair := pair_of(name)) is None:
-            continue
-        transport = name.rpartition("-")[2].rstrip("]") if "over_http" in name else "websocket"
         if case.find("failure") is not None or case.find("error") is not None:
             outcome = "failed"
         elif (skipped := case.find("skipped")) is not None:
-            outcome = f"xfailed: {skipped.get('message')}"
+            outcome = f"{skipped.get('type', '').removeprefix('pytest.')}ed: {skipped.get('message')}"
         else:
             outcome = "passed"
-        found.setdefault(f"{pair}, {transport}", []).append(outcome)
+        for place in places_of(case.get("name") or "", case.get("classname") or ""):
+            found.setdefault(place, []).append(outcome)
     return found
 
 
-def pair_of(name: str) -> str | None:
-    """``framework, server`` of a test's name."""
-    parameters = name.partition("[")[2]
-    for framework in NAMES:
-        for server in sorted([*COLUMNS, *ALONE], key=len, reverse=True):
-            if re.match(rf"{framework}( on |, |-){server}\b", parameters) or (
-                framework == server and re.match(rf"{framework}[-\]]", parameters)
-            ):
-                return f"{framework}, {server}"
+def places_of(name: str, module: str) -> Iterator[Place]:
+    """What a test is about, by its name."""
+    parameters = name.partition("[")[2].rstrip("]")
+    for client in GUESTS:
+        for server in EVERY_SERVER:
+            for transport in TRANSPORTS:
+                if parameters == f"{client} on {server}, {transport}":
+                    yield client, server, transport
+                    return
+    if (pair := pair_of(parameters)) is None:
+        return
+    transports = [each for each in parameters.split("-") if each in BASIC]
+    # The suite over HTTP has tests about no transport in particular.
+    for transport in transports or (("sse", "poll") if "over_http" in module else ("websocket",)):
+        yield *pair, transport
+
+
+def pair_of(parameters: str) -> tuple[str, str] | None:
+    """A framework and a server."""
+    for framework in FRAMEWORKS:
+        for server in sorted(COLUMNS, key=len, reverse=True):
+            if re.match(rf"{framework}( on |, |-){server}(-|$)", parameters):
+                return framework, server
+        if framework in OWN and re.match(rf"{framework}(-|$| on {framework}(-|$))", parameters):
+            return framework, framework
     return None
 
 
-def render(found: dict[str, list[str]]) -> str:
-    """The table, with the notes below it."""
-    notes: list[str] = []
+class Tables:
+    """Both tables, with the notes below them."""
 
-    def number(note: str) -> str:
-        if note not in notes:
-            notes.append(note)
-        return f"<sup>{notes.index(note) + 1}</sup>"
+    def __init__(self, found: Mapping[Place, Sequence[str]]) -> None:
+        self._found = found
+        self._notes: list[str] = []
 
-    def cell(framework: str, server: str) -> str:
-        marks = [mark(framework, server, transport) for transport in TRANSPORTS]
+    def render(self) -> str:
+        columns = [*COLUMNS, "its own server"]
+        lines = self._table(
+            BASIC,
+            ["framework", *columns],
+            {
+                name: [(name, name if column == columns[-1] else column) for column in columns]
+                for name in FRAMEWORKS
+            },
+        )
+        lines += ["", "Each client, when it is cut off and comes back:", ""]
+        lines += self._table(
+            TRANSPORTS,
+            ["client", *EVERY_SERVER],
+            {name: [(name, server) for server in EVERY_SERVER] for name in GUESTS},
+        )
+        return "\n".join([*lines, "", *(f"{n}. {note}" for n, note in enumerate(self._notes, 1))])
+
+    def _table(
+        self,
+        transports: Mapping[str, str],
+        heads: Sequence[str],
+        rows: Mapping[str, Sequence[tuple[str, str]]],
+    ) -> list[str]:
+        lines = [f"{', '.join(transports.values())}:", ""]
+        lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+        for name, pairs in rows.items():
+            cells = [self._cell(*pair, transports) for pair in pairs]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return lines
+
+    def _cell(self, name: str, server: str, transports: Iterable[str]) -> str:
+        marks = [self._mark(name, server, transport) for transport in transports]
         return "–" if set(marks) == {"–"} else " ".join(marks)
 
-    def mark(framework: str, server: str, transport: str) -> str:
-        results = found.get(f"{framework}, {server}, {transport}")
+    def _mark(self, name: str, server: str, transport: str) -> str:
+        results = self._found.get((name, server, transport))
         if results is None:
             return "–"
-        if "failed" in results:
+        # What was left out because something is missing here does not work here.
+        if any(not each.startswith(("passed", "xfailed")) for each in results):
             return "✗"
         reasons = {each.partition(": ")[2] for each in results if each.startswith("xfailed")}
-        marks = [number(why) for host, _, why in KNOWN if host in server and why in reasons]
-        if server == "granian" and transport == "websocket":
-            marks.append(number(GRANIAN))
+        marks = [self._number(why) for host, _, why in KNOWN if host in server and why in reasons]
+        if server == "granian" and name in FRAMEWORKS:
+            marks.append(self._number(GRANIAN))
         return "✓" + "".join(dict.fromkeys(marks))
 
-    lines = [f"Each cell: {', '.join(TRANSPORTS.values())}.", ""]
-    lines += [f"| framework | {' | '.join(COLUMNS)} | its own server |", "| --- " * (len(COLUMNS) + 2) + "|"]
-    for framework in NAMES:
-        cells = [cell(framework, server) for server in COLUMNS]
-        lines.append(f"| {framework} | {' | '.join(cells)} | {cell(framework, framework)} |")
-    lines += ["", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]
-    return "\n".join(lines)
+    def _number(self, note: str) -> str:
+        if note not in self._notes:
+            self._notes.append(note)
+        return f"<sup>{self._notes.index(note) + 1}</sup>"
 
 
 def main() -> None:
@@ -119,7 +171,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true")
     options = parser.parse_args()
     found = run(options.short)
-    text = render(found)
+    text = Tables(found).render()
     sys.stdout.write(f"{text}\n")
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
@@ -128,7 +180,7 @@ def main() -> None:
         sys.exit(f"README.md has no {BEGIN} … {END}")
     new = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
     if options.check and new != readme.read_text():
-        sys.exit("the table in README.md is another one; run ./dev matrix")
+        sys.exit("the tables in README.md are other ones; run ./dev matrix")
     if not options.check and not options.short:
         readme.write_text(new)
     if any("failed" in results for results in found.values()):

@@ -1,13 +1,15 @@
-"""Every framework on every server with every client, in short: what the how-to pages show works (T1, L1).
+"""Every framework on every server, in short: what the how-to pages show works (T1, L1).
 
-The applications are those of ``examples/hosts``, as they stand on the pages. The transport suite on all of them takes
-minutes: that is ``tests/hosts/test_suite.py``.
+The applications are those of ``examples/hosts``, as they stand on the pages, and the hub alone. The transport suite on
+all of them takes minutes: that is ``tests/hosts/test_suite.py``. Every client is in ``tests/hosts/test_clients.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,14 +18,23 @@ import pytest
 
 from rtkit import Hub, codes
 from rtkit.client import TransportName, connect
-from tests.hosts.examples import FOLDER, NAMES, application, load
+from rtkit.server import listen
+from tests.hosts.examples import ALONE, FOLDER, NAMES, application, load
 from tests.hosts.hosts import SERVERS
 from tests.hosts.servers import serve_aiohttp, serve_granian, serve_websockets
 from tests.support.rawsocket import Closed, Peer, RawSocket, Refusal
 from tests.transport.conftest import until
 
+
+@asynccontextmanager
+async def serve_own(hub: Hub[Any]) -> AsyncGenerator[int]:
+    """Our own server."""
+    async with listen(hub) as server:
+        yield server.port
+
+
 #: The servers that serve one framework only; all others are ASGI applications.
-OWN = {"aiohttp": serve_aiohttp, "websockets": serve_websockets}
+OWN = {ALONE: serve_own, "aiohttp": serve_aiohttp, "websockets": serve_websockets}
 #: The close codes with which clients are sent away when the server ends. The hub's own is 3001, with a moment to come
 #: back at; uvicorn and hypercorn end connections before they tell the hub (L2). In granian the two race, in threads:
 #: a client hears the hub or nothing.
@@ -34,9 +45,12 @@ LAST_WORDS = {
     "granian": {1006, 3001},
     "aiohttp": {3001},
     "websockets": {3001},
+    ALONE: {3001},
 }
-PAIRS = [(name, server) for name in NAMES if name not in OWN for server in (*SERVERS, "granian")]
-PAIRS += [(name, name) for name in OWN]
+#: What runs on ASGI servers.
+ASGI = [name for name in (*NAMES, ALONE) if name not in OWN or name == ALONE]
+PAIRS = [(name, server) for name in ASGI for server in (*SERVERS, "granian")]
+PAIRS += [(name, name) for name in OWN]  # websockets last
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0]} on {pair[1]}")
@@ -48,9 +62,16 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
 def serve(framework: str, server: str, module: ModuleType) -> AbstractAsyncContextManager[int]:
     """The example of a framework, on a server."""
     if server == "granian":
+        if framework == ALONE:
+            return serve_granian("alone:hub", Path(__file__).parent)
         name = "application" if framework == "Django" else "app"
         return serve_granian(f"{NAMES[framework]}:{name}", FOLDER)
     return (OWN.get(server) or SERVERS[server])(application(module))
+
+
+def mount(framework: str, server: str) -> str:
+    """Where the hub is: alone on an ASGI server, it is all there is."""
+    return "" if framework == ALONE and server != ALONE else "/rt"
 
 
 async def test_a_conversation(pair: tuple[str, str]) -> None:
@@ -63,8 +84,9 @@ async def test_a_conversation(pair: tuple[str, str]) -> None:
     async with asyncio.timeout(30), serve(framework, server, module) as port:
         assert hub is None or hub.running, "the lifespan starts it, before anybody comes"
         base = f"http://127.0.0.1:{port}"
-        async with connect(f"{base}/rt") as ann, ann.join("lobby") as room:
-            bob = await Peer.connect(port, "/rt/ws", headers={"Sec-WebSocket-Protocol": "centrifuge-json"})
+        rt = mount(framework, server)
+        async with connect(f"{base}{rt}") as ann, ann.join("lobby") as room:
+            bob = await Peer.connect(port, f"{rt}/ws", headers={"Sec-WebSocket-Protocol": "centrifuge-json"})
             try:
                 assert bob.subprotocol == "centrifuge-json"
                 await bob.connect_as("bob", rt=False)
@@ -85,8 +107,8 @@ async def test_a_conversation(pair: tuple[str, str]) -> None:
                 assert (await bob.leave(1000)).code == 1000
             finally:
                 bob.close()
-        await closed_while_idle(port)
-        await look_around(base, port)
+        await closed_while_idle(port, rt)
+        await look_around(port, rt)
     assert hub is None or not hub.running, "the lifespan closes it"
     await until(lambda: asyncio.all_tasks() <= before)
 
@@ -100,10 +122,13 @@ async def test_a_conversation_over_http(pair: tuple[str, str], kind: TransportNa
     before = asyncio.all_tasks()
     module = load(framework)
     async with asyncio.timeout(30), serve(framework, server, module) as port:
-        base = f"http://127.0.0.1:{port}"
-        async with connect(f"{base}/rt", transports=[kind]) as ann, ann.join("lobby") as room:
+        rt = mount(framework, server)
+        async with (
+            connect(f"http://127.0.0.1:{port}{rt}", transports=[kind]) as ann,
+            ann.join("lobby") as room,
+        ):
             assert ann.transport == kind
-            bob = await Peer.connect(port, "/rt/ws")
+            bob = await Peer.connect(port, f"{rt}/ws")
             try:
                 await bob.connect_as("bob", rt=False)
                 await bob.join("lobby")
@@ -129,9 +154,9 @@ async def test_what_websockets_says_of_other_transports() -> None:
                 assert "neither event streams nor long-polls" in response.text
 
 
-async def closed_while_idle(port: int) -> None:
+async def closed_while_idle(port: int, rt: str) -> None:
     """The hub closes a connection at a moment when it waits for the client to say something."""
-    eve = await Peer.connect(port, "/rt/ws")
+    eve = await Peer.connect(port, f"{rt}/ws")
     try:
         await eve.say("what")
         async with asyncio.timeout(4):  # the hub gives up after 5 s
@@ -142,15 +167,16 @@ async def closed_while_idle(port: int) -> None:
         eve.close()
 
 
-async def look_around(base: str, port: int) -> None:
+async def look_around(port: int, rt: str) -> None:
     """Plain requests, and handshakes that are refused."""
+    base = f"http://127.0.0.1:{port}"
     async with httpx2.AsyncClient() as http:
-        assert (await http.get(f"{base}/rt/ready")).status_code == 204
-        response = await http.get(f"{base}/rt/ws")
+        assert (await http.get(f"{base}{rt}/ready")).status_code == 204
+        response = await http.get(f"{base}{rt}/ws")
         assert response.status_code == 426
-        response = await http.get(f"{base}/rt/nothing")
+        response = await http.get(f"{base}{rt}/nothing")
         assert (response.status_code, "ready" in response.text) == (404, True)
-        response = await http.get(f"{base}/rt/client.js")
+        response = await http.get(f"{base}{rt}/client.js")
         assert response.headers["content-type"].startswith("text/javascript")
         assert response.headers["etag"]
     wrong: list[tuple[dict[str, str | None], int]] = [
@@ -159,11 +185,11 @@ async def look_around(base: str, port: int) -> None:
     ]
     for headers, status in wrong:
         with pytest.raises(Refusal) as refused:
-            await Peer.connect(port, "/rt/ws", headers=headers)
+            await Peer.connect(port, f"{rt}/ws", headers=headers)
         assert refused.value.response.status == status
         assert "rigin" in refused.value.response.text
     with pytest.raises(Refusal) as refused:
-        await Peer.connect(port, "/rt/nothing")
+        await Peer.connect(port, f"{rt}/nothing")
     assert refused.value.response.status == 404
 
 
@@ -183,7 +209,7 @@ async def test_clients_are_told_when_the_server_ends(framework: str, server: str
     """Nobody is left hanging, and the server does not wait for those who stay."""
     async with asyncio.timeout(20):
         async with serve(framework, server, load(framework)) as port:
-            bob = await Peer.connect(port, "/rt/ws")
+            bob = await Peer.connect(port, f"{mount(framework, server)}/ws")
             await bob.connect_as("bob")
             closing = asyncio.create_task(closed_and_gone(bob))
         closed = await closing

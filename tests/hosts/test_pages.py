@@ -13,7 +13,9 @@ import pytest
 from rtkit.client import connect
 from rtkit.errors import ConnectionClosed
 from tests.docs.blocks import ROOT, blocks, table
-from tests.hosts.examples import FOLDER, NAMES
+from tests.hosts.examples import ALONE, FOLDER, NAMES
+from tests.hosts.guests import GUESTS
+from tests.hosts.hosts import EVERY_SERVER
 from tests.hosts.test_matrix import LAST_WORDS
 from tests.support.servers import serve_asgi
 
@@ -61,8 +63,9 @@ async def test_what_depends_does_not_reach() -> None:
 
 def test_the_front_page_says_where_it_works() -> None:
     """``./dev matrix`` writes the table; a framework or server that is new has to get into it."""
-    rows = table(
-        "README.md", "framework", *[name for name in LAST_WORDS if name not in NAMES], "its own server"
-    )
-    assert [row["framework"] for row in rows] == list(NAMES)
+    servers = [name for name in LAST_WORDS if name not in (*NAMES, ALONE)]
+    rows = table("README.md", "framework", *servers, "its own server")
+    assert [row["framework"] for row in rows] == [*NAMES, ALONE]
+    rows = table("README.md", "client", *EVERY_SERVER)
+    assert [row["client"] for row in rows] == list(GUESTS)
     assert (ROOT / "README.md").read_text().count("<!-- matrix") == 2

@@ -6,6 +6,7 @@ import os
 
 if os.environ.get("RTKIT_MATRIX"):
     from tests.transport.test_conversation import *  # noqa: F403
+    from tests.transport.test_drain import *  # noqa: F403
     from tests.transport.test_ends import *  # noqa: F403
     from tests.transport.test_python_client import *  # noqa: F403
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -78,6 +79,17 @@ async def test_the_hub_has_the_socket(hub: Hub[Any], http: str) -> None:
         assert (await ann.leave(1000)).code == 1000
         ann.close()
         await until(lambda: not hub.statistics().connections)
+
+
+async def test_nobody_waits_for_a_confirmation(hub: Hub[Any]) -> None:
+    """With several workers, uvicorn makes sockets on which asyncio leaves the kernel's delay on."""
+    async with served(hub, proto=0) as port:
+        ann = await Peer.connect(port)
+        await ann.connect_as("ann")
+        [pipe] = pipes(hub)
+        sock = pipe._network.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        ann.close()
 
 
 async def test_without_our_class_it_is_plain_asgi(hub: Hub[Any]) -> None:

@@ -60,3 +60,8 @@ async def test_idle_members_stay() -> None:
 async def test_transports_cost_something() -> None:
     said = await bench("transports", "--members", "5", "--rate", "20", "--seconds", "0.5", "--rest", "0.2")
     assert said.count("| all") == 3
+
+
+async def test_others_go_on_while_something_large_leaves() -> None:
+    said = await bench("large", "--megabytes", "1", "--runs", "1", "--what", "both", "--kind", "sse")
+    assert "| `sse` | both |" in said

@@ -58,6 +58,12 @@ async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
         yield served.port
 
 
+#: For what is about the client and what lies in between: the host makes no difference.
+on_our_own = pytest.mark.parametrize(
+    "port", [host for host in HOSTS if host.can.ours], ids=lambda host: host.name, indirect=True
+)
+
+
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest, port: int) -> str:
     return str(request.node.prefix)
@@ -151,6 +157,7 @@ PROXIES: list[tuple[str, Fault, str]] = [
 ]
 
 
+@on_our_own
 @pytest.mark.parametrize(("name", "fault", "transport"), PROXIES, ids=[name for name, _, _ in PROXIES])
 async def test_a_connection_works_within_5_s_behind_a_proxy_that(
     port: int, prefix: str, name: str, fault: Fault, transport: str
@@ -170,6 +177,7 @@ async def test_a_connection_works_within_5_s_behind_a_proxy_that(
             assert client.statistics().connects == 1
 
 
+@on_our_own
 async def test_a_connection_works_within_5_s_when_everybody_gets_503_for_a_while(
     port: int, prefix: str
 ) -> None:
@@ -183,6 +191,7 @@ async def test_a_connection_works_within_5_s_when_everybody_gets_503_for_a_while
             assert client.transport == "websocket", "who is told to wait does not go for another kind of pipe"
 
 
+@on_our_own
 async def test_a_proxy_that_cuts_everything_makes_it_a_poll_and_nothing_is_lost(
     port: int, prefix: str
 ) -> None:
@@ -206,6 +215,7 @@ async def test_a_proxy_that_cuts_everything_makes_it_a_poll_and_nothing_is_lost(
             assert len(ids) == 1, "it is one session all the time"
 
 
+@on_our_own
 async def test_a_session_goes_on_over_another_transport(port: int, prefix: str) -> None:
     async with (
         Proxy(port, pass_on) as proxy,
@@ -246,6 +256,7 @@ async def test_over_tls(host: Host) -> None:
                 assert await hear(room, 1) == [transport]
 
 
+@on_our_own
 async def test_one_that_works_again_is_not_taken_before_the_next_reconnection(port: int, prefix: str) -> None:
     async with (
         Proxy(port, refuse_upgrades(b"502 Bad Gateway")) as proxy,
@@ -258,6 +269,7 @@ async def test_one_that_works_again_is_not_taken_before_the_next_reconnection(po
         assert not any(b"/ws " in line for line in proxy.seen[1:])
 
 
+@on_our_own
 async def test_who_only_receives_has_an_event_stream_at_once(port: int, prefix: str) -> None:
     async with connect(f"http://127.0.0.1:{port}{prefix}", token="ann", receive_only=True) as client:
         assert client.transport == "sse"

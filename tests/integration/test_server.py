@@ -247,6 +247,19 @@ async def test_cancelled_it_closes() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+async def test_nobody_waits_for_a_confirmation() -> None:
+    """Nor on a socket on which asyncio leaves the kernel's delay on."""
+    hub = make_hub()
+    async with (
+        asyncio.timeout(20),
+        listen(hub, sock=socket.create_server(("127.0.0.1", 0))) as server,
+        connect(f"http://127.0.0.1:{server.port}/rt"),
+    ):
+        [pipe] = server._site.pipes.open
+        sock = pipe._network.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 PROGRAM = """
 import asyncio, logging, signal, sys
 import rtkit

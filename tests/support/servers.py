@@ -14,20 +14,23 @@ __all__ = ["serve_asgi"]
 
 
 @contextlib.asynccontextmanager
-async def serve_asgi(app: Any, *, grace: float = 1.0, **config: Any) -> AsyncIterator[int]:
+async def serve_asgi(
+    app: Any, *, grace: float = 1.0, proto: int = socket.IPPROTO_TCP, **config: Any
+) -> AsyncIterator[int]:
     """Serve `app` on a free port of 127.0.0.1 and yield the port.
 
     Leaving the block closes WebSockets with 1012, gives open responses `grace` seconds to end, cancels the
     rest, runs the lifespan shutdown and leaves neither task nor socket behind.
 
     :param app: an ASGI application; its lifespan runs if it has one
+    :param proto: of the socket; 0 is what uvicorn makes for several workers, and asyncio leaves the kernel's delay on
     :param config: further options of `uvicorn.Config`, for example ``ws=`` or ``lifespan="on"``
     :raises RuntimeError: the application's lifespan startup failed
     """
     # timeout_graceful_shutdown is annotated as int, but fractions of a second work: asyncio.wait_for gets it.
     options = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": grace, **config}
     server = _Server(uvicorn.Config(app, **options))
-    sock = socket.socket()
+    sock = socket.socket(proto=proto)
     try:
         sock.bind(("127.0.0.1", 0))
         running = asyncio.create_task(server.serve(sockets=[sock]), name="uvicorn")

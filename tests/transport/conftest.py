@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from rtkit import Context, Credentials, Grant, History, Hub, Identity, Limits, R
 from rtkit.brokers import Broker
 from rtkit.primitives import Rate
 from rtkit.testing.clock import ManualClock
-from tests.support.hosts import HOSTS, Host, Served, client_context
+from tests.support.hosts import HOSTS, Host, Served, client_context, mark_known
 from tests.support.rawsession import PollSession, StreamSession
 from tests.support.rawsocket import Peer, RawSocket
 from tests.transport.cable import Cable
@@ -163,6 +164,17 @@ class Site:
         """The answer to one plain request, on a connection of its own."""
         return await (await self.socket()).get(path, **options)
 
+    async def until_pinged(self, peer: Peer, *others: Peer) -> None:
+        """Let time pass until a client has heard a ping; the first comes at a random moment. *Others* answer theirs."""
+        before = peer.pings
+        while peer.pings == before:
+            await self.clock.advance(1)
+            for each in (peer, *others):
+                while each.speaks:
+                    assert await each.next_unit() == {}
+                    if each is not peer:
+                        await each.say("{}")
+
     async def ends_within(self, seconds: float, task: asyncio.Task[Any], *, real: float = 0.01) -> None:
         """Let time pass until a task has ended, which must not take longer than so many seconds of the clock.
 
@@ -244,3 +256,10 @@ async def site(host: Host, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Si
     ours = [each for each in caplog.get_records("call") if each.name.startswith(("rtkit", "asyncio"))]
     errors = [each.getMessage() for each in ours if each.levelno >= logging.ERROR]
     assert not errors, errors
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is known of hosts."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            mark_known(item)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.hosts import HOSTS, MORE_HOSTS, Host
+from tests.support.hosts import ADAPTERS, MOUNTED, Host
 from tests.support.rawsocket import BINARY, CONT, TEXT, Refusal, frame
 from tests.transport.conftest import Site
 
 
-@pytest.fixture(params=[*HOSTS, *MORE_HOSTS], ids=lambda host: host.name)
+@pytest.fixture(params=[*ADAPTERS, *MOUNTED], ids=lambda host: host.name)
 def host(request: pytest.FixtureRequest) -> Host:
     """Here each host, those with a framework in between as well."""
     found: Host = request.param

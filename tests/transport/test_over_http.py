@@ -5,20 +5,30 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+import rtkit
 from rtkit import Credentials, Identity
-from tests.support.hosts import HOSTS, MORE_HOSTS, Host
+from tests.support.hosts import HTTP_HOSTS, Host
 from tests.support.rawsession import PollSession, StreamSession
 from tests.support.rawsocket import Peer, Refusal
 from tests.transport.conftest import PATIENCE, Site, tasks, until
 
+_PACKAGE: Final = str(Path(rtkit.__file__).parent)
 #: Bytes of a message; with a thousand of them what TCP keeps in its own buffers is soon full.
 SIZE: Final = 16 * 1024
 #: What a connection may hold in this process: its outbox of 1 MiB, and what the transport was given last.
 BOUND: Final = 1024 * 1024 + 128 * 1024
+
+
+@pytest.fixture(params=HTTP_HOSTS, ids=lambda host: host.name)
+def host(request: pytest.FixtureRequest) -> Host:
+    """Here each host that can."""
+    found: Host = request.param
+    return found
 
 
 @pytest.fixture(params=["sse", "poll"])
@@ -27,15 +37,11 @@ def kind(request: pytest.FixtureRequest) -> str:
     return found
 
 
-every_host = pytest.mark.parametrize("host", [*HOSTS, *MORE_HOSTS], ids=lambda host: host.name)
-
-
 # -- conversations
 
 
-@every_host
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-async def test_two_clients_talk(site: Site, kind: str, secure: bool, host: Host) -> None:
+async def test_two_clients_talk(site: Site, kind: str, secure: bool) -> None:
     """One over this transport, one over a WebSocket; neither can tell."""
     await site.open(secure=secure)
     ann, bob = await site.session(kind, "ann"), await site.client("bob", rt=False)
@@ -65,8 +71,7 @@ async def test_two_clients_talk(site: Site, kind: str, secure: bool, host: Host)
     await until(lambda: site.hub.statistics().sessions == 1)
 
 
-@every_host
-async def test_what_is_published_is_there_at_once_and_in_order(site: Site, kind: str, host: Host) -> None:
+async def test_what_is_published_is_there_at_once_and_in_order(site: Site, kind: str) -> None:
     await site.open()
     ann = await site.session(kind, "ann", "log:a")
     for n in range(50):
@@ -225,7 +230,7 @@ async def test_everybody_is_told_when_to_come_back(site: Site, kind: str, secure
 
 
 async def test_the_host_stops_with_clients_connected(site: Site, kind: str) -> None:
-    """Nothing hangs. Our own server closes the hub first; uvicorn, stopped without a signal, cuts off what is open."""
+    """Nothing hangs. Most close the hub first; uvicorn without a signal, and hypercorn, cut off what is open."""
     await site.open()
     clients = [await site.session(kind, f"user {n}", "log:a") for n in range(3)]
     for client in clients:
@@ -235,7 +240,7 @@ async def test_the_host_stops_with_clients_connected(site: Site, kind: str) -> N
     ends = asyncio.gather(*(client.closed() for client in clients), return_exceptions=True)
     await site.ends_within(5 + 5, stopping, real=0.3)
     for end in await ends:
-        if site.host.can.ours:
+        if site.host.can.last_words == 3001:
             assert not isinstance(end, BaseException)
             assert (end.code, end.reason) == (3001, "draining")
     assert not site.hub.running
@@ -319,6 +324,11 @@ async def test_who_never_reads_again_is_dropped(site: Site) -> None:
 # -- crowds
 
 
+def _tasks_of_ours() -> int:
+    """Tasks that run our code, or somebody else's with ours in it, but for those a server has for each request."""
+    return sum(str(each.get_coro().cr_code.co_filename).startswith(_PACKAGE) for each in tasks())  # type: ignore[union-attr]
+
+
 async def _first(site: Site, kind: str) -> Peer:
     """A member over a WebSocket, where a session over HTTP has been: from then on the hub keeps its lease up."""
     first = await site.client("first", "log:a")
@@ -334,12 +344,12 @@ async def test_a_crowd(site: Site, kind: str) -> None:
     """All get all messages in order, until half of them are gone without a word; then the rest says goodbye."""
     await site.open()
     first = await _first(site, kind)
-    before, running = site.hub.statistics(), len(tasks())
-    # A poll is three requests or more where a stream is one, and uvicorn's h11 is slow.
-    size = 200 if kind == "sse" else 80
-    crowd = [await site.session(kind, f"user {n % 50}", "log:a", "now:a", rt=False) for n in range(size)]
+    before, running = site.hub.statistics(), _tasks_of_ours()
+    # Each comes by several requests, which take other servers several times as long as ours.
+    size = 100 if site.host.can.ours else 30
+    crowd = [await site.session(kind, f"user {n % 20}", "log:a", "now:a", rt=False) for n in range(size)]
     now = site.hub.statistics()
-    assert (now.sessions, now.rooms, now.users) == (size + 1, 2, 51)
+    assert (now.sessions, now.rooms, now.users) == (size + 1, 2, 21)
 
     async def hear(peer: Any, numbers: range) -> None:
         assert await peer.data("log:a", len(numbers)) == list(numbers)
@@ -356,7 +366,7 @@ async def test_a_crowd(site: Site, kind: str) -> None:
     await asyncio.gather(*(hear(peer, range(10, 20)) for peer in [first, *left]))
     if kind == "sse":
         await until(lambda: site.hub.statistics().sessions == len(left) + 1)
-    assert all([await peer.echo(n) == n for n, peer in enumerate(left[:20])])
+    assert all([await peer.echo(n) == n for n, peer in enumerate(left[:10])])
     for peer in left:
         assert (await peer.bye()).status == 204
         peer.close()
@@ -364,21 +374,23 @@ async def test_a_crowd(site: Site, kind: str) -> None:
         await site.clock.advance(10)
     await until(lambda: replace(site.hub.statistics(), totals=None) == replace(before, totals=None))
     await until(lambda: len(site.served.transports()) == 1)
-    await until(lambda: len(tasks()) == running)
+    await until(lambda: _tasks_of_ours() == running)
     assert await first.echo("here") == "here"
 
 
 async def test_an_idle_crowd_costs_no_task(site: Site, kind: str) -> None:
-    """C5: on our own server; an ASGI server has a task per request, and that is all."""
+    """C5: none of ours. Other servers have one or two of their own per connection or request; ours has none."""
     await site.open()
     first = await _first(site, kind)
-    running = len(tasks())
-    crowd = [await site.session(kind, f"user {n}", "log:a") for n in range(50)]
+    running, all_running = _tasks_of_ours(), len(tasks())
+    crowd = [await site.session(kind, f"user {n}", "log:a") for n in range(20)]
     for each in crowd:
         if isinstance(each, PollSession):
             await each.ask_next()
     await first.echo("here")
-    await until(lambda: len(tasks()) - running == (0 if site.host.can.ours else 50))
+    await until(lambda: _tasks_of_ours() == running)
+    if site.host.can.ours:
+        await until(lambda: len(tasks()) == all_running)
 
 
 async def test_everybody_comes_and_goes_at_once(site: Site, kind: str) -> None:

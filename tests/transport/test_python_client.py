@@ -12,11 +12,18 @@ from rtkit import Gap, Message
 from rtkit.brokers import MemoryBackend, MemoryBroker
 from rtkit.client import Policy, RoomClient, connect
 from rtkit.errors import CallError, ConnectionClosed
-from tests.support.hosts import client_context
+from tests.support.hosts import ADAPTERS, Host, client_context
 from tests.transport.cable import Cable, pieces
 from tests.transport.conftest import PATIENCE, Site, until
 
 _SOON = Policy(min_delay=0.001, max_delay=0.005, stable=60)
+
+
+@pytest.fixture(params=ADAPTERS, ids=lambda host: host.name)
+def host(request: pytest.FixtureRequest) -> Host:
+    """Here each adapter in turn."""
+    found: Host = request.param
+    return found
 
 
 async def hear(room: RoomClient[Any], count: int) -> list[Any]:

@@ -10,7 +10,6 @@ dropped.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, final
@@ -20,7 +19,6 @@ from ..errors import BadUnit
 __all__ = ["Event", "EventStream"]
 
 _BOM: Final = b"\xef\xbb\xbf"
-_LINE_END: Final = re.compile(rb"[\r\n]")
 #: Digits of a reconnection time that are read; more of them mean "never", not work.
 _DIGITS: Final = 15
 
@@ -100,8 +98,10 @@ class EventStream:
         if self._after_cr and piece:
             self._after_cr = False
             at = 1 if piece.startswith(b"\n") else 0
-        while (end := _LINE_END.search(piece, at)) is not None:
-            stop = end.start()
+        # Each is looked for again only when it was passed: for a piece of one kind alone, too, that is linear.
+        lf, cr = piece.find(b"\n", at), piece.find(b"\r", at)
+        while lf >= 0 or cr >= 0:
+            stop = lf if cr < 0 or 0 <= lf < cr else cr
             if self._line:
                 self._grow(piece[at:stop])
                 yield bytes(self._line)
@@ -110,11 +110,14 @@ class EventStream:
                 self._check(stop - at)
                 yield piece[at:stop]
             at = stop + 1
-            if piece[stop] == 0x0D:
+            if stop == cr:
                 if at == len(piece):
                     self._after_cr = True
                 elif piece[at] == 0x0A:
                     at += 1
+                cr = piece.find(b"\r", at)
+            if 0 <= lf < at:
+                lf = piece.find(b"\n", at)
         self._grow(piece[at:])
 
     def _take(self, line: bytes) -> Event | None:

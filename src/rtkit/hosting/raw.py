@@ -41,11 +41,12 @@ is 64 KiB and one write at the most.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from ..clock import Clock
 from ..codes import INTERNAL_CLOSE
@@ -66,7 +67,7 @@ from .frames import (
     text_frame,
 )
 
-__all__ = ["RawPipe", "RawPipes", "limit_silence"]
+__all__ = ["RawPipe", "RawPipes", "limit_silence", "no_delay"]
 
 _OPEN: Final = 0
 _CLOSING: Final = 1
@@ -375,3 +376,25 @@ def limit_silence(sock: socket.socket, seconds: float) -> None:
     """
     if sys.platform == "linux" and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+class _Options(Protocol):
+    """A socket, or what asyncio shows of one."""
+
+    @property
+    def family(self) -> int: ...
+
+    def setsockopt(self, level: int, name: int, value: int, /) -> object: ...
+
+
+def no_delay(sock: _Options) -> None:
+    """Have the kernel send what is written at once, and not only when the peer has confirmed what was before (D4).
+
+    That takes up to 40 ms when there is little to say. asyncio does this itself for sockets that name TCP as their
+    protocol; those that were made without (``socket.create_server()``, uvicorn's with several workers) do not.
+
+    On a listening socket it holds for what is accepted. TCP only; elsewhere nothing happens.
+    """
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):  # gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

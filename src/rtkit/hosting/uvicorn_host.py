@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from .asgi_raw import EXTENSION
-from .raw import RawPipe, RawPipes
+from .raw import RawPipe, RawPipes, no_delay
 
 if TYPE_CHECKING:
     from websockets.http11 import Request
@@ -157,6 +157,7 @@ class Protocol(WebSocketsSansIOProtocol):
         self.stop_keepalive()
         self._context = contextvars.copy_context()
         self._over = self.loop.create_future()
+        no_delay(self.transport.get_extra_info("socket"))
         pipe = self._pipe = RawPipe(self.transport, pipes)
         self.transport.set_protocol(self)
         return pipe

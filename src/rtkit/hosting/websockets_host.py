@@ -256,6 +256,9 @@ class _Socket:
 
     def end(self) -> None:
         """The hub is done with it."""
-        if self._connection.transport.get_write_buffer_size():
-            # The peer takes nothing, and had its time: websockets would wait for it once more.
-            self._connection.transport.abort()
+        transport = self._connection.transport
+        # The peer takes nothing, or does not answer, and had its time: websockets would give it its own once more.
+        if transport.get_write_buffer_size():
+            transport.abort()
+        elif self._connection.protocol.close_sent is not None:
+            transport.close()

@@ -22,7 +22,7 @@ import stat
 from typing import TYPE_CHECKING, Any, Final, final
 
 from ..errors import UsageError
-from ..hosting.raw import limit_silence
+from ..hosting.raw import limit_silence, no_delay
 from .http import HttpConnection
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Listener:
         sock.setblocking(False)
         if self._site.limits.silence is not None:
             limit_silence(sock, self._site.limits.silence)
+        no_delay(sock)
         sock.listen(_BACKLOG)
         try:
             self._loop.add_reader(sock, self._accept_some)

@@ -6,13 +6,13 @@ import asyncio
 import gc
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from rtkit.hosting.frames import Assembler
-from rtkit.hosting.raw import limit_silence
+from rtkit.hosting.raw import limit_silence, no_delay
 from rtkit.primitives.ratelimit import TokenBucket
 from rtkit.transports import Batch
 from tests.unit.hosting.sockets import BINARY, CLOSE, PING, PONG, TEXT, PipeWorld, masked, network_of
@@ -523,3 +523,21 @@ def test_other_sockets_have_no_such_limit() -> None:
     limit_silence(one, 5)
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("made", [socket.socket, lambda: socket.create_server(("127.0.0.1", 0))])
+async def test_nobody_waits_for_a_confirmation(made: Callable[[], socket.socket]) -> None:
+    """On sockets that do not name TCP as their protocol asyncio leaves the kernel's delay on."""
+    with made() as listening:
+        no_delay(listening)
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_a_socket_without_delays_of_its_own() -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        no_delay(sock)
+    with socket.socket() as closed:
+        pass
+    no_delay(closed)
