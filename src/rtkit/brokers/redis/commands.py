@@ -30,7 +30,7 @@ from .topology import Nowhere, Server, Servers
 
 __all__ = ["Commands", "RedisStatistics", "ScriptText"]
 
-_log: Final = logging.getLogger("rtkit.redis")
+_log: Final = logging.getLogger("rtkit.brokers.redis")
 
 # Seconds between two looks at how a Cluster lies; after one in vain; and at the least.
 _REFRESH: Final = 30.0

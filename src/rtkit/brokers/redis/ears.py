@@ -38,7 +38,7 @@ from .topology import Server, Servers, connect_patiently, slot_of
 
 __all__ = ["Ear", "EarOwner", "Subscription", "Waiter"]
 
-_log: Final = logging.getLogger("rtkit.redis")
+_log: Final = logging.getLogger("rtkit.brokers.redis")
 
 # Channels in one command.
 _BATCH: Final = 500

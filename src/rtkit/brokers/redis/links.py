@@ -12,7 +12,7 @@ answered                done, or, with an error reply, not done (:mod:`.refusals
 A :class:`Link` connects by itself, again and again, as long as it is open. Its line is given up when
 
 - it breaks, or says what nobody asked for;
-- its oldest command has waited longer than *patience*: a frozen server, a network that swallows packets;
+- nothing has been answered for longer than *patience*: a frozen server, a network that swallows packets;
 - the server is no primary any more: it refused a write, or told so when asked, which happens every few seconds,
   because reading from it would go on to work, and show the past.
 
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from .topology import Server, Servers, connect_patiently
 
 __all__ = ["LATE", "STEADY", "TOO_LATE", "Call", "Link", "NotDone", "RedisStatistics", "TooLate", "Unknown"]
 
-_log: Final = logging.getLogger("rtkit.redis")
+_log: Final = logging.getLogger("rtkit.brokers.redis")
 
 # Bytes after which a write is sent off: what waits here while the network is slow is still "not done".
 _BATCH: Final = 256 * 1024
@@ -182,6 +183,7 @@ class Link:
         self._unsent: deque[Call] = deque()
         self._sent: deque[Call] = deque()
         self._held: list[tuple[Call, Any]] = []  # answered, and waiting for what WAIT says
+        self._heard_at = -math.inf
         self._waiting = False  # a WAIT is under way
         self._work = asyncio.Event()
         self.up = asyncio.Event()
@@ -342,6 +344,7 @@ class Link:
         turn = 0
         while True:
             reply = await line.read()
+            self._heard_at = self._clock.monotonic()
             if not self._sent:
                 raise Lost(f"it said what nobody asked for: {reply!r:.80}")
             self._answered(self._sent.popleft(), reply)
@@ -396,7 +399,8 @@ class Link:
         if not self._sent:
             return
         now = self._clock.monotonic()
-        oldest = self._sent[0].sent_at + self._owner.patience
+        # As long as replies come it is not silent, only busy: to connect anew would make it busier.
+        oldest = max(self._sent[0].sent_at, self._heard_at) + self._owner.patience
         if now < oldest:
             due = oldest
         elif now - due > LATE:

@@ -25,7 +25,7 @@ from .topology import Nowhere, Server, Servers
 
 __all__ = ["Listener"]
 
-_log: Final = logging.getLogger("rtkit.redis")
+_log: Final = logging.getLogger("rtkit.brokers.redis")
 
 
 @final

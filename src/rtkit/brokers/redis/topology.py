@@ -32,7 +32,7 @@ __all__ = [
     "slot_of",
 ]
 
-_log: Final = logging.getLogger("rtkit.redis")
+_log: Final = logging.getLogger("rtkit.brokers.redis")
 
 _SLOTS: Final = 16_384
 

@@ -224,6 +224,26 @@ async def test_a_silent_connection_is_given_up_and_the_next_one_works(
         assert commands.counters.reconnections == 1
 
 
+async def test_a_server_that_is_busy_is_not_silent(server: ScriptedRedis, clock: ManualClock) -> None:
+    """It answers one after the other, and needs longer for all of them than anybody would wait for one: to break off
+    and ask anew would never end."""
+    server.answers[b"EVALSHA"] = None
+    async with running(server.url, clock) as commands:
+        tasks = [ask(commands, f"{n}", again=False) for n in range(6)]
+        await clock.settle()
+        for n in range(6):
+            await clock.advance(0.9)
+            server.peers[0].say(bulk(b"%d" % n))
+            await clock.settle()
+        assert len(server.peers) == 1
+        assert commands.counters.reconnections == 0
+        outcomes = [await _outcome(task) for task in tasks]
+        assert outcomes[:2] == [b"0", b"1"]
+        assert all(
+            isinstance(outcome, PublishUnknown) for outcome in outcomes[2:]
+        )  # their patience had ended
+
+
 async def test_a_connection_that_is_lost_leaves_what_was_sent_unknown_and_it_is_not_repeated(
     server: ScriptedRedis, clock: ManualClock
 ) -> None:
