@@ -316,7 +316,14 @@ class Web:
     async def _pass_on(self, node: str, ask: Ask) -> Answered:
         limits = self._engine.limits
         within = limits.poll_wait + limits.poll_gone  # a poll is answered by then, if its owner is alive
-        found = await self._engine.relay.ask(node, ask, within=within)
+        try:
+            found = await self._engine.relay.ask(node, ask, within=within)
+        except Unavailable as error:
+            if ask.do != "poll":
+                raise
+            # It runs beside the request, which `answer` is done with: there nobody makes an answer of an exception.
+            logger.warning("a poll could not be passed on: %s", error)
+            return Answered(status=503, retry_after=1, body=b"not available right now\n")
         if found is not None:
             return found
         if ask.do in ("send", "emulate") and await self._engine.lease.holds(node) is not False:
