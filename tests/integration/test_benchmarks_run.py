@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.services import require
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -65,3 +68,12 @@ async def test_transports_cost_something() -> None:
 async def test_others_go_on_while_something_large_leaves() -> None:
     said = await bench("large", "--megabytes", "1", "--runs", "1", "--what", "both", "--kind", "sse")
     assert "| `sse` | both |" in said
+
+
+async def test_a_broker_costs_something() -> None:
+    if shutil.which("redis-server") is None:
+        require("redis", "no redis-server", "apt-get install redis-server")
+    said = await bench("brokers", "--seconds", "0.3", "--rounds", "1", "--rate", "100", "--rooms", "200")
+    assert said.count("acknowledged/s") == 6
+    assert said.count(": 30 of 30,") == 2
+    assert said.count("restore: 200 rooms") == 2

@@ -33,7 +33,6 @@ async def users(hub: Hub[None]) -> list[str]:
     return sorted(member.user for member in await hub.room("log").presence())
 
 
-@pytest.mark.xfail(reason="entries that a failover took along are written again only when they are renewed")
 @pytest.mark.parametrize("comes", [True, False])
 def test_presence_is_the_truth_again_after_a_failover_that_lost_writes(comes: bool) -> None:
     """Who came, or left, between the snapshot and the failover (seeds 1023, 1030 and 1058)."""

@@ -390,14 +390,6 @@ class World:
         """A message that nobody keeps is published."""
         self.published[name][id] = len(self.published[name])
 
-    @property
-    def presence_forgot(self) -> bool:
-        """The broker has lost writes and kept the rest: presence is not mended then before entries are renewed.
-
-        That takes hours; see docs/decisions/0029-simulation.md. Take this out when it is mended.
-        """
-        return any("fails over" in loss.what for loss in self.record.losses)
-
     # -- the run -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -512,8 +504,6 @@ class World:
                         found.append(
                             ("behind", f"{user.name} in {name} is at {seat.room.position}, the top is {top}")
                         )
-        if self.presence_forgot:
-            return found
         there = {user.client.client_id or "" for user in self.users if user.client is not None}
         for node in self.nodes:
             if node.hub is None:
@@ -611,13 +601,14 @@ class World:
             for key in list(backend._state)
             if key not in staying and (entries := backend.entries(key))
         }
-        if self.faults["node crashes"]:
-            # Who owned a session whose node died: for as long as its client might show its token.
+        rolled_back = any("fails over" in loss.what for loss in self.record.losses)
+        if self.faults["node crashes"] or rolled_back:
+            # Who owned a session whose node died, or whose end was undone: until no token can name it.
             kept = {key: entries for key, entries in kept.items() if not key.startswith("session:")}
         if self.record.losses:
             # The index of a life that ended with the broker's data, put there by who did not know yet: gone in a day.
             kept = {key: entries for key, entries in kept.items() if not key.startswith("presence-rooms:")}
-        if kept and not self.presence_forgot:
+        if kept:
             self.say("left over", f"the broker keeps {kept}")
         if self.sim.network.connections:
             self.say("left over", f"connections {list(self.sim.network.connections)}")

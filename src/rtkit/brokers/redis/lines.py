@@ -94,6 +94,10 @@ class Line:
             raise hello
         self.role = role_in(hello)
 
+    @property
+    def _writer(self) -> asyncio.StreamWriter | None:
+        return getattr(self._connection, "_writer", None)
+
     async def ask(self, *command: Argument) -> Any:
         """Send one command and read its reply; only where nothing else is under way.
 
@@ -108,10 +112,14 @@ class Line:
 
         :raises Lost: when the connection is gone.
         """
-        if not self._connection.is_connected:
-            raise Lost("it was closed")  # sending would connect again behind our back
+        writer = self._writer
+        if writer is None:
+            raise Lost("it was closed")
         try:
-            await self._connection.send_packed_command(data, check_health=False)
+            # Not by redis-py, which uses writelines(): on Python 3.12 and some of 3.13 that never says that the
+            # network takes nothing, and would let all be written that nobody reads.
+            writer.write(b"".join(data))
+            await writer.drain()
         except Exception as error:
             raise Lost(describe(error)) from error
 

@@ -20,6 +20,10 @@ was taken up at another node           is left to that; and removed after a whil
 
 When this node's lease was lost, others may have taken its entries away. It writes them again, under its new life.
 Who is still there as before sees no difference.
+
+A broker that failed over may have lost what was written last, and kept the leases. Its count of revisions begins
+another epoch then (B6). So the epochs of all rooms with entries of ours are looked at with the positions, and where
+one is new, all that lies there is compared with what shall be.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     from ...hub.engine import Engine
     from ...hub.local import Member
 
-__all__ = ["KEPT", "Ledger", "Mine"]
+__all__ = ["KEPT", "POSITIONS", "Ledger", "Mine"]
 
 logger = logging.getLogger("rtkit.presence")
 
@@ -58,6 +62,8 @@ _HANDED_OVER: Final = 60.0
 _PATIENCE: Final = 5.0
 #: Revisions in a row that find something else than expected, before it waits a little.
 _IN_VAIN: Final = 5
+#: Rooms whose positions are asked for at once.
+POSITIONS: Final = 500
 
 
 class Mine:
@@ -87,12 +93,19 @@ class Mine:
 
 
 class _Room:
-    """What this node has in one room."""
+    """What this node has in one room.
 
-    __slots__ = ("indexed", "marked", "mine", "name", "renew_at", "writer")
+    :ivar epoch: of the count of revisions when this node last added to it. Another one says that the broker has lost
+        something: entries of ours may be missing, and such may be back that we had taken away.
+    :ivar suspect: that was so, and nobody has looked yet.
+    """
+
+    __slots__ = ("epoch", "indexed", "marked", "mine", "name", "renew_at", "suspect", "writer")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.epoch = ""
+        self.suspect = False
         self.mine: dict[str, Mine] = {}
         self.marked: dict[str, None] = {}
         self.writer: asyncio.Task[Any] | None = None
@@ -229,7 +242,7 @@ class Ledger:
         """Bring the broker up to what shall be; ends when it is."""
         in_vain = 0
         try:
-            while room.marked or (room.indexed and not room.mine):
+            while room.marked or room.suspect or (room.indexed and not room.mine):
                 try:
                     async with timeout(self._engine.clock, _PATIENCE):
                         in_vain = 0 if await self._write_some(room) else in_vain + 1
@@ -250,6 +263,8 @@ class Ledger:
 
     async def _write_some(self, room: _Room) -> bool:
         """One revision; False when something was found that was not expected."""
+        if room.suspect:
+            await self._compare_all(room)
         if not room.mine:
             room.marked.clear()
             if room.indexed:
@@ -270,7 +285,7 @@ class Ledger:
             )
             if value != mine.known:
                 changes[client], expected[client] = value, mine.known
-        if changes and not await self._revise(room.name, batch, changes, expected):
+        if changes and not await self._revise(room, batch, changes, expected):
             return False
         for client, mine in batch.items():
             if mine.stamp == stamps[client] and room.mine.get(client) is mine:
@@ -281,7 +296,7 @@ class Ledger:
 
     async def _revise(
         self,
-        name: str,
+        room: _Room,
         batch: Mapping[str, Mine],
         changes: Mapping[str, bytes | None],
         expected: Mapping[str, bytes | None],
@@ -289,15 +304,17 @@ class Ledger:
         for client in changes:
             batch[client].doubt = True  # until there is an answer
         position = await self._broker.revise(
-            key_of(name),
+            key_of(room.name),
             changes,
             ttl=KEPT,
             expected=expected,
-            topic=topic_of(name),
+            topic=topic_of(room.name),
             payload=encode_notice(changes, self._engine.versions.writes),
         )
         if position is None:
             return False
+        room.suspect = room.suspect or room.epoch not in ("", position.epoch)
+        room.epoch = position.epoch
         for client, value in changes.items():
             mine = batch[client]
             mine.doubt = False
@@ -319,6 +336,28 @@ class Ledger:
             elif mine.meta is None:
                 same = found is not None and elsewhere and found.user == mine.user
                 mine.meta = found.meta if found is not None and same else mine.first
+
+    async def _compare_all(self, room: _Room) -> None:
+        """Look at all that lies there: what of ours is missing is written again, what is too much is taken away."""
+        room.suspect = False
+        try:
+            found = await self._broker.revision(key_of(room.name))
+        except BaseException:
+            room.suspect = True
+            raise
+        room.epoch = found.position.epoch
+        for client, mine in room.mine.items():
+            if found.entries.get(client) != mine.known:
+                mine.doubt = True
+                mine.stamp += 1
+                room.marked[client] = None
+        for client, stored in found.entries.items():
+            ghost = None if client in room.mine else self._decode(room, client, stored)
+            if ghost is not None and ghost.node == self._engine.node_id:
+                mine = room.mine[client] = Mine(ghost.user, ghost.generation, ghost.meta)
+                mine.there = False
+                mine.known, mine.doubt = stored, False
+                room.marked[client] = None
 
     def _decode(self, room: _Room, client: str, stored: bytes | None) -> Present | None:
         if stored is None:
@@ -370,6 +409,35 @@ class Ledger:
                         mine.doubt = True
                         self._mark(room, client, mine)
             room.renew_at = now + _RENEWED
+
+    async def check(self) -> None:
+        """Compare what is counted with what this node knows of it: a broker that failed over may have lost writes.
+
+        :raises Unavailable: when the broker cannot be reached.
+        """
+        rooms = [room for room in self._rooms.values() if room.epoch]
+        lost = False
+        for start in range(0, len(rooms), POSITIONS):
+            some = rooms[start : start + POSITIONS]
+            before = [room.epoch for room in some]
+            positions = await self._broker.positions([key_of(room.name) for room in some])
+            for room, epoch, position in zip(some, before, positions, strict=True):
+                if position.epoch != epoch == room.epoch:
+                    lost = True
+                    self._suspect(room)
+        if lost and self._registered:
+            # Of rooms that we left entries may be back, too; the index has gone back with them.
+            for name in await self._broker.entries(index_of(self._registered)):
+                if name not in self._rooms:
+                    room = self._rooms[name] = _Room(name)
+                    room.indexed = self._registered
+                    room.renew_at = self._engine.clock.monotonic() + _RENEWED
+                    self._suspect(room)
+
+    def _suspect(self, room: _Room) -> None:
+        room.suspect = True
+        if room.writer is None and not self._closed:
+            room.writer = self._engine.task(self._write, room)
 
     async def leave(self) -> None:
         """The run ends. If everything was written, nobody has to look for this life any more.

@@ -21,7 +21,7 @@ from ...primitives.clocks import sleep, timeout
 from ...schema import encode_value
 from ...wire import SubscribeResult, loads
 from .entries import key_of
-from .ledger import Ledger
+from .ledger import POSITIONS, Ledger
 from .policy import Presence
 from .reaper import reap
 from .roster import Present
@@ -39,8 +39,6 @@ logger = logging.getLogger("rtkit.presence")
 
 #: Seconds between looks for dead nodes.
 _CHECK: Final = 5.0
-#: Rooms whose positions are asked for at once.
-_POSITIONS: Final = 500
 #: Seconds that the run's end waits for what is left to be written.
 _END: Final = 2.0
 
@@ -247,6 +245,7 @@ class Running:
                 if interval is not None and engine.clock.monotonic() - checked_at >= interval * 0.9:
                     checked_at = engine.clock.monotonic()
                     await self._check_positions()
+                    await self._ledger.check()
             except Unavailable as error:
                 logger.debug("presence could not be looked after: %s", error)
             except Exception as error:
@@ -256,8 +255,8 @@ class Running:
     async def _check_positions(self) -> None:
         """Compare positions, so that a lost last notice is noticed too (P2, H4)."""
         watches = [watch for watch in self._watches.values() if watch.current]
-        for start in range(0, len(watches), _POSITIONS):
-            some = watches[start : start + _POSITIONS]
+        for start in range(0, len(watches), POSITIONS):
+            some = watches[start : start + POSITIONS]
             before = [watch.roster.position for watch in some]
             positions = await self._broker.positions([watch.key for watch in some])
             for watch, was, position in zip(some, before, positions, strict=True):

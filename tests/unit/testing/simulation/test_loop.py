@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -87,6 +88,7 @@ def test_exceptions_nobody_took_are_kept() -> None:
 
         sim.machine("a").spawn(fail())
         await asyncio.sleep(1)
+        gc.collect()  # asyncio complains when the task is put away
         return sim.errors
 
     assert ["ValueError" in error for error in simulate(program, seed=0)] == [True]
