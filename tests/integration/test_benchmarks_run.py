@@ -70,6 +70,7 @@ async def test_others_go_on_while_something_large_leaves() -> None:
     assert "| `sse` | both |" in said
 
 
+@pytest.mark.soak  # thirteen processes
 async def test_a_broker_costs_something() -> None:
     if shutil.which("redis-server") is None:
         require("redis", "no redis-server", "apt-get install redis-server")

@@ -124,7 +124,7 @@ def test_the_page_says_what_can_be_chosen() -> None:
         assert isinstance(found["hub"], Hub)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.soak
 def test_it_is_certified(installed: Path, tmp_path: Path) -> None:
     """Its own tests, as its author runs them: the whole kit, and nothing of it excused."""
     certificate = tmp_path / "certificate.json"
