@@ -146,6 +146,7 @@ async def test_a_slot_moves_and_who_listens_moves_along(cluster: RedisCluster) -
         await sink.hears(b"later")
 
 
+@pytest.mark.soak  # it waits for a minute where the machine is busy; tests/chaos moves slots under load, too
 async def test_what_is_appended_while_a_slot_is_on_its_way_is_stored_once(cluster: RedisCluster) -> None:
     """ASK, TRYAGAIN and MOVED are nobody's business but the broker's."""
     topic = "room:slowly"

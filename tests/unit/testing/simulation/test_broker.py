@@ -3,73 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from rtkit import BrokerUnavailable, History, NotRunning, Position, PublishUnknown, UsageError
-from rtkit.testing.conformance import StateBrokerSuite, StreamBrokerSuite
-from rtkit.testing.conformance.sinks import Node, RecordingSink
-from rtkit.testing.simulation import SimulatedLoop, Simulation, simulate
+from rtkit.testing.conformance.sinks import RecordingSink
+from rtkit.testing.simulation import Simulation, simulate
 from rtkit.testing.simulation.broker import BrokerServer, SimulatedBroker
 
 KEPT = History(100, ttl=600)
-ONE_LOOP = "a simulation is one loop, and has no threads"
+ROOT = Path(__file__).parents[4]
 
 
-class TestSimulated(StreamBrokerSuite, StateBrokerSuite):
-    """All promises, on the simulated loop: whoever waits ten minutes waits a moment."""
-
-    tick = 10.0
-    dedupe_window = 300.0
-
-    @pytest.fixture
-    def anyio_backend(self) -> Any:  # type: ignore[override] # with options, for the loop
-        return "asyncio", {"loop_factory": SimulatedLoop}
-
-    @asynccontextmanager
-    async def cluster(self) -> AsyncGenerator[Callable[[], SimulatedBroker]]:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, SimulatedLoop)
-        sim = Simulation(loop, random.Random(5))
-        self.server = BrokerServer(sim, sim.machine("redis"))
-        try:
-            yield lambda: SimulatedBroker(self.server, sim.machine(f"node {len(sim.machines)}"))
-        finally:
-            sim.network.close()
-
-    @asynccontextmanager
-    async def outage(self) -> AsyncGenerator[None]:
-        self.server.stop()
-        try:
-            yield
-        finally:
-            self.server.reappear()
-
-    async def restart(self) -> None:
-        self.server.stop()
-        await asyncio.sleep(1)
-        self.server.start()
-
-    async def lose(self) -> None:
-        self.server.stop()
-        await asyncio.sleep(1)
-        self.server.start(empty=True)
-
-    @pytest.mark.xfail(raises=RuntimeError, reason=ONE_LOOP)
-    async def test_wrong_loop(self, nodes: tuple[Node, Node], topic: str) -> None:
-        raise RuntimeError(ONE_LOOP)
-
-    @pytest.mark.xfail(raises=RuntimeError, reason=ONE_LOOP)
-    async def test_reopened_it_works_in_another_loop(self, make: Callable[[], Any], topic: str) -> None:
-        raise RuntimeError(ONE_LOOP)
-
-    @pytest.mark.xfail(raises=RuntimeError, reason="it is compared in a loop of its own")
-    def test_it_is_like_the_memory_broker(self) -> None:
-        raise RuntimeError(ONE_LOOP)
+def test_it_keeps_the_promises_of_brokers() -> None:
+    """In a process of its own: tests share anyio's loop, and these want a simulated one."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(
+        [*command, "tests/unit/testing/simulation/kit.py"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "promises kept" in done.stdout
 
 
 class Cluster:
