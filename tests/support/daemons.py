@@ -7,7 +7,6 @@ Everything here blocks, most of it for a few milliseconds. In an async test whos
 from __future__ import annotations
 
 import functools
-import os
 import random
 import shutil
 import signal
@@ -189,7 +188,14 @@ class Daemon(ABC):
         """SIGSTOP: connections stay, nobody answers."""
         self._signal(signal.SIGSTOP)
         if self.running:
-            os.waitid(os.P_PID, self.pid, os.WSTOPPED)  # a process of several threads stops one by one
+            wait_until(self._is_stopped, f"{self!r} stands still")  # its threads stop one by one
+
+    def _is_stopped(self) -> bool:
+        states = [
+            path.read_text().rpartition(")")[2].split()[0]
+            for path in Path(f"/proc/{self.pid}/task").glob("*/stat")
+        ]
+        return all(state in "tT" for state in states)
 
     def thaw(self) -> None:
         """End that."""
