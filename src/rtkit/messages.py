@@ -10,11 +10,22 @@ from typing_extensions import TypeVar
 
 from .position import Position
 
-__all__ = ["Durability", "History", "Member", "Message", "Page", "PresenceStats", "Published"]
+__all__ = [
+    "Durability",
+    "History",
+    "MarkKind",
+    "Marks",
+    "Member",
+    "Message",
+    "Page",
+    "PresenceStats",
+    "Published",
+]
 
 M = TypeVar("M", default=Any)
 
 Durability = Literal["stored", "replicated"]
+MarkKind = Literal["delivered", "read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +125,15 @@ class PresenceStats:
 
     clients: int
     users: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How far a user has come in a room (X2). Each mark is cumulative: everything up to there.
+
+    :param delivered: what the user's devices have got; None when nothing is known.
+    :param read: what the user has read.
+    """
+
+    delivered: Position | None = None
+    read: Position | None = None

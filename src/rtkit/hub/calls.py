@@ -14,15 +14,12 @@ from .. import codes
 from ..errors import BadUnit, InvalidMessage, Reject
 from ..position import Position
 from ..primitives.clocks import timeout
-from ..publisher import topic_of
 from ..schema import encode_value, split_event
 from ..wire import (
     UNIT,
     Command,
     Empty,
-    Envelope,
     HistoryResult,
-    Kind,
     PresenceResult,
     PresenceStatsResult,
     PublishResult,
@@ -34,7 +31,7 @@ from ..wire import (
 )
 from .answers import answer, asked_for
 from .context import Context, Run, current_run
-from .feature import client_info
+from .feature import RunningReceipts, client_info
 from .handle import Room
 from .large import breathe
 from .router import Procedure
@@ -135,6 +132,7 @@ async def publish(connection: Connection, command: Command) -> None:
     if procedure is not None:
         target = f"room\n{body.channel}\n{event}"
         await _call(connection, command.id, session, ctx, procedure, family.around, inner, body.key, target)
+        _spoke(session, body.channel)
         return
     if not family.schema.raw:
         # What a typed room publishes is for its handlers to decide: nobody goes past them (api 4).
@@ -148,6 +146,14 @@ async def publish(connection: Connection, command: Command) -> None:
     if published.position is not None and connection.rt:
         result.epoch, result.offset = published.position.epoch, published.position.offset
     connection.reply(Reply(id=command.id, publish=result))
+    _spoke(session, body.channel)
+
+
+def _spoke(session: Session[Any], name: str) -> None:
+    member = session.rooms.get(name)
+    if member is not None:
+        for kind in member.room.family.rooms.features:
+            session.engine.features[kind].spoke(member)
 
 
 def _check_size(connection: Connection, name: str, data: Raw) -> None:
@@ -164,14 +170,41 @@ async def signal(connection: Connection, command: Command) -> None:
     assert body is not None and session is not None
     if not isinstance(body.data, UnsetType):
         _check_size(connection, body.channel, body.data)
-    await _permitted(session, body.channel, "signal")
+    family, _, _ = await _permitted(session, body.channel, "signal")
     data = Raw(b"null" if isinstance(body.data, UnsetType) else dumps(loads(bytes(body.data), _any)))
-    envelope = Envelope(
-        v=1, kind=Kind.SIGNAL, data=data, event=body.event, user=session.identity.user, skip=session.id
-    )
     engine = connection.engine
-    engine.send_quietly(topic_of(body.channel), engine.versions.seal(envelope))
+    member = session.rooms.get(body.channel)
+    taken = member is not None and any(
+        engine.features[kind].signalled(member, body.event, data) for kind in family.rooms.features
+    )
+    if not taken:
+        engine.send_signal(body.channel, body.event, data, session)
     connection.reply(Reply(id=command.id, signal=Empty()))
+
+
+def _receipts(connection: Connection, name: str) -> RunningReceipts:
+    """Receipts, for a room that has them."""
+    if "receipts" not in asked_for(connection.engine, name)[0].rooms.features:
+        raise Reject("this room has no receipts", code=codes.NOT_AVAILABLE)
+    return connection.engine.receipts
+
+
+async def mark(connection: Connection, command: Command) -> None:
+    """A user has got, or read, everything up to somewhere (X2)."""
+    body, session = command.mark, connection.session
+    assert body is not None and session is not None
+    receipts = _receipts(connection, body.channel)
+    await receipts.mark(session, body.channel, body.kind, Position(body.epoch, body.offset))
+    connection.reply(Reply(id=command.id, mark=Empty()))
+
+
+async def marks(connection: Connection, command: Command) -> None:
+    """How far everybody has come: a page of it (X2)."""
+    body, session = command.marks, connection.session
+    assert body is not None and session is not None
+    receipts = _receipts(connection, body.channel)
+    found = await receipts.page(session, body.channel, body.after)
+    connection.reply(Reply(id=command.id, marks=found))
 
 
 async def _with_presence(session: Session[Any], name: str) -> Family:

@@ -551,7 +551,8 @@ class Connection:
         """A member left its room: what is queued for it is void."""
         self.lagging.pop(member, None)
         name = member.room.name
-        for lane in (name, (name, "signal"), (name, "presence")):
+        kinds = member.room.family.rooms.features
+        for lane in (name, (name, "signal"), *((name, kind) for kind in kinds)):
             self.outbox.discard(lane)
             if self._freight is not None:
                 self._requeue(self._freight.discard(lane))

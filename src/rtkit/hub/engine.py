@@ -29,12 +29,12 @@ from ..primitives.deadlines import Deadlines
 from ..primitives.tasks import Tasks
 from ..publisher import topic_of
 from ..streams import StreamPage
-from ..wire import UNIT, Publication, Window
+from ..wire import UNIT, Envelope, Kind, Publication, Window
 from .authority import Authority
 from .connection import Connection
 from .context import Context, outside_runs
 from .control import Control
-from .feature import Listener, RunningFeature, RunningPresence
+from .feature import Listener, RunningFeature, RunningPresence, RunningReceipts
 from .greeting import refresh_push
 from .handle import Room
 from .large import Parcel
@@ -323,6 +323,25 @@ class Engine:
             if member.session.connection is not None:
                 member.session.connection.close(codes.INTERNAL_CLOSE, "internal error")
 
+    def send_signal(
+        self, room: str, event: str, data: Raw, session: Session[Any], *, to_all: bool = False
+    ) -> None:
+        """Tell those who are in a room now, on behalf of a session (D5).
+
+        :param data: canonical JSON.
+        :param to_all: the session's own client gets it too.
+        """
+        envelope = Envelope(
+            v=1,
+            kind=Kind.SIGNAL,
+            data=data,
+            event=event,
+            user=session.identity.user,
+            client=session.id,
+            skip="" if to_all else session.id,
+        )
+        self.send_quietly(topic_of(room), self.versions.seal(envelope))
+
     def send_quietly(self, topic: str, payload: bytes) -> None:
         """Publish without waiting; a failure is counted, for what may be lost anyway."""
         self.spawn(self._send_quietly, topic, payload)
@@ -534,6 +553,11 @@ class Engine:
     def presence(self) -> RunningPresence:
         """Who is in the rooms of families that have presence; ask for no others."""
         return cast("RunningPresence", self.features["presence"])
+
+    @property
+    def receipts(self) -> RunningReceipts:
+        """How far users have come in rooms of families that have receipts; ask for no others."""
+        return cast("RunningReceipts", self.features["receipts"])
 
     def _tell_left(self, member: Member) -> None:
         if member.room.family.rooms.leave_hook is not None:

@@ -7,15 +7,15 @@ that come and go, and of nothing else: a family without features costs an empty 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from msgspec import UNSET, Raw, UnsetType
 
+from ..messages import MarkKind, Marks, PresenceStats
 from ..messages import Member as Present
-from ..messages import PresenceStats
 from ..position import Position
-from ..wire import ClientInfo, SubscribeResult, dumps
+from ..wire import ClientInfo, MarksBody, SubscribeResult, dumps
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -28,8 +28,10 @@ __all__ = [
     "FeatureCall",
     "Listener",
     "PresenceFeature",
+    "ReceiptsFeature",
     "RunningFeature",
     "RunningPresence",
+    "RunningReceipts",
     "client_info",
 ]
 
@@ -70,17 +72,21 @@ class Feature(Protocol):
 
 
 class RunningFeature(Protocol):
-    """A feature in one run of a hub. Its plain functions never block and never raise."""
+    """A feature in one run of a hub. Its plain functions never block, and never raise unless it says so.
+
+    Whoever inherits from it writes what it needs; the rest does nothing.
+    """
 
     @property
     def calls(self) -> Mapping[str, FeatureCall]:
         """The procedures it answers, by name."""
-        ...
+        return {}
 
-    async def joining(self, member: Member, *, asked: bool, base: bool) -> None:
+    async def joining(self, member: Member, *, asked: Collection[str], base: bool) -> None:
         """A member is about to come in; what has to be awaited for its reply is awaited here.
 
-        :param asked: its client has asked for the feature, as rt clients do; *base*: as others do.
+        :param asked: the kinds of features that its client has asked for, as rt clients do.
+        :param base: it has asked for ``join_leave``, as others do.
         :raises Reject: when it may not, or cannot.
         :raises Unavailable: when the broker cannot be reached.
         """
@@ -99,6 +105,18 @@ class RunningFeature(Protocol):
 
     def moved(self, session: Session[Any], room: str) -> None:
         """A session that had entered the room goes on at another node (C4)."""
+
+    def signalled(self, member: Member, event: str, data: Raw) -> bool:
+        """A member has sent a signal, and may; whether it is taken care of: else it goes to everybody.
+
+        :param data: canonical JSON.
+        :raises Reject: when it is refused.
+        """
+        return False
+
+    def spoke(self, member: Member) -> None:
+        """A member has sent a message, and it was taken."""
+        return
 
     async def aclose(self) -> None:
         """The run ends: all members have departed. Bounded in time; does not raise."""
@@ -134,3 +152,40 @@ class RunningPresence(RunningFeature, Protocol):
 
         :raises Reject: when it is not there, has not the right, or *meta* is no object or too large.
         """
+
+
+@runtime_checkable
+class ReceiptsFeature(Feature, Protocol):
+    """A feature whose kind is ``receipts``."""
+
+    def begin(self, engine: Engine) -> RunningReceipts:
+        """As :meth:`Feature.begin`."""
+        ...
+
+
+class RunningReceipts(RunningFeature, Protocol):
+    """How far users have come in a room, on all nodes (X2)."""
+
+    async def mark(self, session: Session[Any], name: str, kind: MarkKind, position: Position) -> None:
+        """A user has come this far. Not further than before is no error, and changes nothing.
+
+        :raises Reject: when its session is not in the room, or there is no such place.
+        :raises Unavailable: when that has to be looked up, and the broker cannot be reached.
+        """
+        ...
+
+    async def page(self, session: Session[Any], name: str, after: str) -> MarksBody:
+        """A page of marks, for a client that is in the room.
+
+        :param after: only users behind this one, in the order of their names.
+        :raises Reject: when it is not.
+        :raises Unavailable: when the broker cannot be reached.
+        """
+        ...
+
+    async def marks(self, name: str, family: Family) -> Mapping[str, Marks]:
+        """All marks, by user, in the present epoch.
+
+        :raises Unavailable: when the broker cannot be reached.
+        """
+        ...

@@ -30,7 +30,7 @@ from ..wire import (
 from ..wire import Limits as WireLimits
 from ..wire.units import RefreshPush
 from .answers import answer
-from .joins import join
+from .joins import join, kinds_asked
 from .session import Session
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ async def _auto_join(
                 raise UnknownRoom(f"auto_join of {family.pattern.text!r} named {name!r}, of another family")
             asked = body.subs.get(name)
             since = Position(asked.epoch, asked.offset) if asked is not None and asked.recover else None
-            presence = asked is not None and asked.presence and connection.rt
-            subs[name] = result = await join(session, name, since=since, server_side=True, presence=presence)
+            kinds = kinds_asked(connection, asked) if asked is not None else []
+            subs[name] = result = await join(session, name, since=since, server_side=True, asked=kinds)
             if not connection.rt and not result.recovered:
                 # Of rooms that the server chose, the base's clients look at the publications of a recovery alone.
                 for publication in result.publications:

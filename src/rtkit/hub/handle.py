@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 
 from .. import codes
 from ..errors import BadUnit, InvalidMessage, NotEnabled
-from ..messages import Member, Message, Page, PresenceStats, Published
+from ..messages import Marks, Member, Message, Page, PresenceStats, Published
 from ..position import Position
 from ..publisher import publish, topic_of
 from ..schema import encode_value, event_of
@@ -160,6 +160,19 @@ class Room(Generic[M]):
                 f"room {self.name!r} has no presence: pass presence=Presence() to "
                 f"rooms({self._family.pattern.text!r})"
             )
+
+    async def marks(self) -> Mapping[str, Marks]:
+        """How far users have got and read, by user (X2), also of those who are not here.
+
+        :raises NotEnabled: for a room without receipts.
+        :raises BrokerUnavailable: when it cannot be read.
+        """
+        if "receipts" not in self._family.rooms.features:
+            raise NotEnabled(
+                f"room {self.name!r} has no receipts: pass receipts=Receipts() to "
+                f"rooms({self._family.pattern.text!r})"
+            )
+        return await self._hub.engine.receipts.marks(self.name, self._family)
 
     async def remove(self, user: str, *, reason: str, ban: float = 0, client: str = "") -> Reached:
         """Take a user out of the room, on every node, also those who have lost their connection and may come back.

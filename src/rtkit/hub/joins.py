@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +18,7 @@ from ..wire import (
     Empty,
     Reply,
     SubRefresh,
+    SubRequest,
     Subscribe,
     SubscribeResult,
     loads,
@@ -35,7 +36,7 @@ from .table import Family
 if TYPE_CHECKING:
     from .connection import Connection
 
-__all__ = ["join", "sub_refresh", "subscribe", "unsubscribe"]
+__all__ = ["join", "kinds_asked", "sub_refresh", "subscribe", "unsubscribe"]
 
 _any = msgspec.json.Decoder(Any)
 
@@ -50,11 +51,11 @@ async def join(
     since: Position | None,
     server_side: bool,
     body: Subscribe | None = None,
-    presence: bool = False,
+    asked: Collection[str] = (),
 ) -> SubscribeResult:
     """Put the session into a room; when this fails, nothing is left of it.
 
-    :param presence: the client has asked who is there (P2).
+    :param asked: the kinds of features that the client has asked for.
 
     Between the last await in here and the caller's reply nothing can be published.
     """
@@ -103,7 +104,7 @@ async def join(
             await joining.run()
             for kind in family.rooms.features:
                 base = body is not None and body.join_leave
-                await engine.features[kind].joining(member, asked=presence, base=base)
+                await engine.features[kind].joining(member, asked=asked, base=base)
         result = await joining.complete()
         if body is not None and body.flag & _OR_NOT_AT_ALL and _is_unrecovered(result):
             raise Reject("the position cannot be recovered", code=codes.UNRECOVERABLE)
@@ -160,11 +161,19 @@ async def subscribe(connection: Connection, command: Command) -> None:
             "there are no filters, maps or polled rooms here; subscribe without", code=codes.NOT_AVAILABLE
         )
     since = Position(body.epoch, body.offset) if body.recover else None
-    asked = body.presence and connection.rt
-    if asked and "presence" not in asked_for(connection.engine, body.channel)[0].rooms.features:
-        raise Reject("this room has no presence", code=codes.NOT_AVAILABLE)
-    result = await join(session, body.channel, since=since, server_side=False, body=body, presence=asked)
+    asked = kinds_asked(connection, body)
+    for kind in asked:
+        if kind not in asked_for(connection.engine, body.channel)[0].rooms.features:
+            raise Reject(f"this room has no {kind}", code=codes.NOT_AVAILABLE)
+    result = await join(session, body.channel, since=since, server_side=False, body=body, asked=asked)
     connection.reply(Reply(id=command.id, subscribe=result), lane=body.channel)
+
+
+def kinds_asked(connection: Connection, body: Subscribe | SubRequest) -> list[str]:
+    """The kinds of features that an rt client asks for; others cannot."""
+    if not connection.rt:
+        return []
+    return [kind for kind, asked in (("presence", body.presence), ("receipts", body.marks)) if asked]
 
 
 async def unsubscribe(connection: Connection, command: Command) -> None:

@@ -282,9 +282,11 @@ class LocalRoom:
             member.session.connection.lagging[member] = None
 
     def _signal(self, envelope: Envelope) -> None:
-        body = SignalBody(event=envelope.event, data=envelope.data, user=envelope.user)
+        body = SignalBody(
+            event=envelope.event, data=envelope.data, user=envelope.user, client=envelope.client
+        )
         unit = dumps(Reply(push=Push(channel=self.name, signal=body)))
-        key = (envelope.user, envelope.event)
+        key = (envelope.user, envelope.client, envelope.event)
         for member in self.live:
             connection = member.session.connection
             if connection is None or not connection.rt or member.session.id == envelope.skip:

@@ -20,7 +20,7 @@ from ..patterns import Pattern
 from ..primitives.outbox import Overflow
 from ..schema import Codec, Schema, message_name
 from .context import Context, Handler, Hook, current_run
-from .feature import Feature, PresenceFeature
+from .feature import Feature, PresenceFeature, ReceiptsFeature
 
 if TYPE_CHECKING:
     from .handle import Room
@@ -71,6 +71,9 @@ class RoomOptions(TypedDict, Generic[C], total=False):
     auto_join: Callable[[Identity[C]], Iterable[str]] | None
     max_publication: int | None
     presence: PresenceFeature | None
+    receipts: ReceiptsFeature | None
+    typing: Feature | None
+    signals: Feature | None
 
 
 class Procedure:
@@ -85,6 +88,11 @@ class Procedure:
         self.codec = codec
         self.func = func
         self.ordered = ordered
+
+
+def _is_feature(given: object, kind: str) -> bool:
+    """Whether it is an instance of a feature of this kind, and not ``True`` or the class."""
+    return not isinstance(given, type) and isinstance(given, Feature) and given.kind == kind
 
 
 class Rooms(Generic[C, M]):
@@ -289,6 +297,9 @@ class Router(Generic[C]):
         auto_join: Callable[[Identity[C]], Iterable[str]] | None = None,
         max_publication: int | None = None,
         presence: PresenceFeature | None = None,
+        receipts: ReceiptsFeature | None = None,
+        typing: Feature | None = None,
+        signals: Feature | None = None,
     ) -> Rooms[C, Any]:
         """Declare a family of rooms.
 
@@ -301,6 +312,9 @@ class Router(Generic[C]):
         :param auto_join: names the rooms of this family that an identity is put into on connecting.
         :param max_publication: bytes of one message, instead of the hub's bound; 4 MiB at the most.
         :param presence: a :class:`~rtkit.Presence`: the rooms know who is in them (P1).
+        :param receipts: a :class:`~rtkit.features.Receipts`: how far users have got and read (X2). Needs *history*.
+        :param typing: a :class:`~rtkit.features.Typing`: who is typing (X1).
+        :param signals: a :class:`~rtkit.features.Signals`: how often members may send signals (D5).
         :raises DeclarationError: for a pattern or option that cannot work; the message says why.
         """
         where = f"rooms {pattern!r}"
@@ -325,11 +339,19 @@ class Router(Generic[C]):
                 f"belongs behind a URL"
             )
         features: dict[str, Feature] = {}
-        if presence is not None:
-            given: object = presence  # an instance is wanted, not True and not the class
-            if isinstance(given, type) or not isinstance(given, PresenceFeature) or given.kind != "presence":
-                raise DeclarationError(f"{where}: presence={presence!r} is none; pass presence=Presence()")
-            features["presence"] = presence
+        # In this order they are asked whether they take a signal: the general one last.
+        given = {"presence": presence, "receipts": receipts, "typing": typing, "signals": signals}
+        for kind, feature in given.items():
+            if feature is not None:
+                if not _is_feature(feature, kind):
+                    raise DeclarationError(
+                        f"{where}: {kind}={feature!r} is none; pass {kind}={kind.title()}()"
+                    )
+                features[kind] = feature
+        if receipts is not None and history is None:
+            raise DeclarationError(
+                f"{where}: receipts= say how far somebody has come in the history; pass history= too"
+            )
         family: Rooms[C, Any] = Rooms(
             self,
             pattern,

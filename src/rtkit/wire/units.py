@@ -6,7 +6,7 @@ Fields that are empty or zero are left out when encoding, as the base protocol d
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
@@ -43,6 +43,7 @@ class SubRequest(Unit):
     epoch: Epoch = ""
     offset: Offset = 0
     presence: bool = False
+    marks: bool = False
 
 
 class RtHello(Unit):
@@ -70,8 +71,9 @@ class Subscribe(Unit):
     """Join a room; with *recover*, continue from (epoch, offset); with *rewind*, begin n messages back (H8).
 
     Bit 2 of *flag* asks to be refused when that is not possible. With *presence* an rtkit client asks who is there,
-    and to be told of changes; with *join_leave* one of the base's asks for the changes alone (P2). With *type* and
-    *tf* the base's clients ask for kinds of rooms, and for filters, that do not exist here.
+    and to be told of changes; with *join_leave* one of the base's asks for the changes alone (P2). With *marks* an
+    rtkit client asks who has got and read how much (X2). With *type* and *tf* the base's clients ask for kinds of
+    rooms, and for filters, that do not exist here.
     """
 
     channel: str
@@ -85,6 +87,7 @@ class Subscribe(Unit):
     data: Data = UNSET
     rewind: Offset = 0
     presence: bool = False
+    marks: bool = False
     flag: Offset = 0
     type: Offset = 0
     tf: dict[str, Raw] | None = None
@@ -166,12 +169,29 @@ class Send(Unit):
 
 
 class SignalBody(Unit):
-    """A room message without storage, in both directions (D5)."""
+    """A room message without storage, in both directions (D5). *user* and *client* are set by the hub."""
 
     channel: str = ""
     event: Name = ""
     data: Data = UNSET
     user: str = ""
+    client: str = ""
+
+
+class Mark(Unit):
+    """The user has got (*kind* ``delivered``) or read (``read``) everything up to here (X2)."""
+
+    channel: str
+    kind: Literal["delivered", "read"]
+    epoch: Epoch = ""
+    offset: Offset = 0
+
+
+class MarksCommand(Unit):
+    """Ask for a page of a room's marks: those of users behind *after*, in the order of their names."""
+
+    channel: str
+    after: str = ""
 
 
 class Bye(Unit):
@@ -212,6 +232,8 @@ class Command(Unit):
     send: Send | None = None
     ping: Empty | None = None
     signal: SignalBody | None = None
+    mark: Mark | None = None
+    marks: MarksCommand | None = None
     bye: Bye | None = None
     chunk: Chunk | None = None
 
@@ -314,8 +336,29 @@ class PresenceBody(Unit):
     users: int | None = None
 
 
+class MarksBody(Unit):
+    """How far users have got, and read, in a room: all of it, or what has changed (X2).
+
+    :ivar epoch: of all offsets in here.
+    :ivar delivered: by user, the offset up to which they have got everything; likewise *read*.
+    :ivar whole: it replaces what was known.
+    :ivar more: users behind the last one listed are to be asked for (:class:`MarksCommand`); one's own mark is there
+        in any case.
+    """
+
+    epoch: Epoch = ""
+    delivered: dict[str, Offset] = {}
+    read: dict[str, Offset] = {}
+    whole: bool = False
+    more: bool = False
+
+
 class SubscribeResult(Unit):
-    """A room was joined."""
+    """A room was joined.
+
+    :ivar signals: how often a second a client may send signals of one event; 0 where that is not said.
+    :ivar typing: seconds after which somebody who types, and says nothing more, has stopped; 0 in a room without.
+    """
 
     recoverable: bool = False
     positioned: bool = False
@@ -329,6 +372,9 @@ class SubscribeResult(Unit):
     data: Data = UNSET
     gap: GapBody | None = None
     presence: PresenceBody | None = None
+    marks: MarksBody | None = None
+    signals: float = 0.0
+    typing: float = 0.0
 
 
 class ConnectResult(Unit):
@@ -474,6 +520,7 @@ class Push(Unit):
     join: JoinPush | None = None
     leave: JoinPush | None = None
     presence: PresenceBody | None = None
+    marks: MarksBody | None = None
 
 
 class Reply(Unit):
@@ -495,3 +542,5 @@ class Reply(Unit):
     sub_refresh: SubRefreshResult | None = None
     ping: Empty | None = None
     signal: Empty | None = None
+    mark: Empty | None = None
+    marks: MarksBody | None = None

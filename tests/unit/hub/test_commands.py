@@ -399,12 +399,15 @@ async def test_rpc_errors(world: World) -> None:
 async def test_signal_reaches_the_others(world: World) -> None:
     """D5: not stored, not echoed to who sent it, and known to rtkit clients only."""
     hub = chat(world)
-    ann = await world.join(hub, "ann", "live:a")
     bob = await world.join(hub, "bob", "live:a")
     eve = await world.join(hub, "eve", "live:a", rt=False)
+    ann = world.client(hub, rt=True)
+    id = (await ann.connect("ann"))["client"]
+    await ann.call("subscribe", channel="live:a")
     assert await ann.call("signal", channel="live:a", event="typing", data={"on": True}) == {}
     await world.settle()
-    assert bob.pushes_of("live:a", "signal") == [{"event": "typing", "data": {"on": True}, "user": "ann"}]
+    said = {"event": "typing", "data": {"on": True}, "user": "ann", "client": id}
+    assert bob.pushes_of("live:a", "signal") == [said]
     assert ann.pushes == eve.pushes == []
 
 

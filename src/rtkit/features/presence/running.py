@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
@@ -14,7 +14,7 @@ from ... import codes
 from ...brokers.base import keeps_state
 from ...errors import BadUnit, InvalidMessage, NotSupported, Reject, Unavailable
 from ...hub.answers import asked_for
-from ...hub.feature import FeatureCall
+from ...hub.feature import FeatureCall, RunningPresence
 from ...messages import Member as Shown
 from ...messages import PresenceStats
 from ...primitives.clocks import sleep, timeout
@@ -55,7 +55,7 @@ class _Update(msgspec.Struct):
 _updates: Final = msgspec.json.Decoder(_Update)
 
 
-class Running:
+class Running(RunningPresence):
     """See :class:`rtkit.hub.feature.RunningPresence`."""
 
     def __init__(self, engine: Engine) -> None:
@@ -72,17 +72,23 @@ class Running:
         self._reads: dict[str, asyncio.Task[dict[str, Present] | Unavailable]] = {}
         self._tending = False
         self._closed = False
-        self.calls: Mapping[str, FeatureCall] = {"rt.presence.update": self._update_call}
+        self._calls: Mapping[str, FeatureCall] = {"rt.presence.update": self._update_call}
+
+    @property
+    def calls(self) -> Mapping[str, FeatureCall]:
+        """See :meth:`.RunningFeature.calls`."""
+        return self._calls
 
     # -- members -----------------------------------------------------------------------------------
 
-    async def joining(self, member: Member, *, asked: bool, base: bool) -> None:
+    async def joining(self, member: Member, *, asked: Collection[str], base: bool) -> None:
         """See :meth:`.RunningFeature.joining`. To a client of the base that may not, nothing is said: as in the base,
         it just is not told of anybody."""
-        if member.left or not (asked or base):
+        wanted = "presence" in asked
+        if member.left or not (wanted or base):
             return  # of one that has left already, nobody would say so again
         if "presence" not in member.grant.rights:
-            if asked:
+            if wanted:
                 raise Reject("the right to see who is here is missing", code=codes.NOT_PERMITTED)
             return
         name = member.room.name
