@@ -135,6 +135,7 @@ async def broker_away(world: World, _: None, fault: Fault) -> None:
     await world.sim.sleep(fault.lasts)
     if fault.much > 0.5:
         world.server.start()  # its data are there, and nobody vouches for them
+        world.record.another_life()
     else:
         world.server.reappear()
 
@@ -150,6 +151,7 @@ async def broker_fails_over(world: World, _: None, fault: Fault) -> None:
     snapshot, since = world.server.snapshot(), world.sim.now
     await world.sim.sleep(min(fault.lasts, 8.0))
     world.server.fail_over(snapshot)
+    world.record.another_life()
     world.record.lost(fault.kind, since=since)
 
 
@@ -158,6 +160,8 @@ async def broker_fails_over_and_back(world: World, _: None, fault: Fault) -> Non
     await world.sim.sleep(min(fault.lasts, 8.0))
     world.server.fail_over(snapshot)
     world.server.fail_over(snapshot)
+    world.record.another_life()
+    world.record.another_life()
     world.record.lost(fault.kind, since=since)
 
 

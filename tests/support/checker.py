@@ -204,6 +204,7 @@ class Record:
         self.attempts: list[Attempt] = []
         self.members: list[MemberLog] = []
         self.losses: list[Loss] = []
+        self.lives = 0
         self._finals: dict[str, _Final] = {}
         self._began = clock()
 
@@ -233,6 +234,10 @@ class Record:
         :param replicated: see `Loss`.
         """
         self.losses.append(Loss(what, since, self.clock() if until is None else until, replicated))
+
+    def another_life(self) -> None:
+        """The broker has come back as another one, so that all streams begin new epochs."""
+        self.lives += 1
 
     def note(self, text: str) -> None:
         """Something to be said with a failure."""
@@ -279,6 +284,9 @@ class _Room:
         self.attempts = [each for each in record.attempts if each.room == room]
         self.members = [each for each in record.members if each.room == room]
         self.losses = record.losses
+        # Of several epochs in a row one may be lost, and with it the proof that the next goes on where it was: a member
+        # may have been moved into it without a word.
+        self.one_epoch_lost = record.lives > 1
         self.final = record._finals.get(room)
         self.found: list[tuple[str, str]] = []
         #: What is known to stand, or have stood, where: (id, who says so).
@@ -519,7 +527,8 @@ class _Member:
             self.holds[gap.start + 1] = _GONE
         elif gap.reason == "epoch":
             # What it got is of another stream, if that is true.
-            if gap.epoch == before.epoch or self.room.carried(before.epoch, gap.epoch):
+            same = self.room.carried(before.epoch, gap.epoch) and not self.room.one_epoch_lost
+            if gap.epoch == before.epoch or same:
                 self.say("false gap", f"at {before} it was told {gap}, yet that is the same stream")
             self.holds = dict.fromkeys(range(1, gap.end + 1), _TOLD)
             self.seen = {}

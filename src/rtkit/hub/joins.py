@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 __all__ = ["join", "kinds_asked", "sub_refresh", "subscribe", "unsubscribe"]
+
+logger = logging.getLogger("rtkit.handlers")
 
 _any = msgspec.json.Decoder(Any)
 
@@ -100,7 +103,7 @@ async def join(
         hook=_join_hook(ctx, family, run),
     )
     try:
-        async with timeout(engine.clock, engine.limits.handler_timeout):
+        async with timeout(engine.clock, engine.limits.handler_timeout) as limit:
             await joining.run()
             for kind in family.rooms.features:
                 base = body is not None and body.join_leave
@@ -112,6 +115,11 @@ async def join(
         if isinstance(error, Reject) and not member.left:
             _refused(session, name, error)
         engine.leave(member)
+        if isinstance(error, TimeoutError) and limit.expired():
+            # The hook, or the broker; or this whole process stood still.
+            extra = {"session": session.id, "user": session.identity.user, "room": name}
+            logger.warning("joining %r took too long, and was given up", name, extra=extra)
+            raise Reject("joining took too long", code=codes.INTERNAL, retry_after=1.0) from None
         raise
     session.parked.pop(name, None)
     engine.authority.watch_grant(member)

@@ -26,6 +26,7 @@ from .. import codes
 from ..brokers.base import keeps_state
 from ..errors import BadUnit, Unavailable
 from ..identity import Grant, Identity
+from ..primitives.clocks import sleep
 from .local import LocalRoom, Member
 from .relay import Answered, Ask
 from .resume import Claim, Owner, OwnerHead, may_take_up, read_token, write_token
@@ -44,6 +45,8 @@ TOKEN_LIFE: Final = 24 * 3600.0
 #: Seconds the secret that the broker holds is kept, from the last time a hub asked for it.
 _SECRET_LIFE: Final = 30 * 24 * 3600.0
 _TRIES: Final = 3
+#: Ended sessions to be forgotten, at the most, while the broker is away; of more it forgets by itself, in a day.
+_VOID: Final = 10_000
 #: Seconds the node that had a session has to answer. Its client waits for that.
 _PATIENCE: Final = 1.0
 
@@ -75,6 +78,8 @@ class Parking:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._secret: bytes | None = engine.hub.secret
+        self._void: dict[str, None] = {}  # sessions that have ended, and whose owner the broker still keeps
+        self._forgetting = False
         engine.relay.obey["let go"] = self._let_go
 
     # -- tokens ------------------------------------------------------------------------------------
@@ -312,14 +317,25 @@ class Parking:
 
     def ended(self, session: Session[Any]) -> None:
         """A session has ended here: what the broker keeps of it is void."""
-        if session.generation and keeps_state(self._engine.broker):
-            self._engine.spawn(self._forget_quietly, session.id)
+        if session.generation and keeps_state(self._engine.broker) and len(self._void) < _VOID:
+            self._void[session.id] = None
+            if not self._forgetting:
+                self._forgetting = True
+                self._engine.spawn(self._forget_all)
 
-    async def _forget_quietly(self, client: str) -> None:
+    async def _forget_all(self) -> None:
+        """One task for all that have ended, which does not give up while the broker is away."""
         try:
-            await self._forget(client)
-        except Unavailable as error:
-            logger.debug("the generation of an ended session stays: %s", error)
+            while self._void:
+                client = next(iter(self._void))
+                try:
+                    await self._forget(client)
+                except Unavailable:
+                    await sleep(self._engine.clock, self._engine.backoff())
+                else:
+                    self._void.pop(client, None)
+        finally:
+            self._forgetting = False
 
     def depart(self, session: Session[Any], name: str | None = None) -> None:
         """The session has left rooms that it was parked in: one, or all of them."""

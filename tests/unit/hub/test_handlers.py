@@ -258,6 +258,28 @@ async def test_a_handler_that_takes_too_long(world: World, errors: Any) -> None:
     assert len(errors()) == 2
 
 
+async def test_joining_that_takes_too_long_may_be_tried_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """L3: it is no fault of ours, so nobody gets a trace; found by simulation, where a node stood still (seed 100105)."""
+    hub = world.hub()
+    rooms = hub.rooms("slow:{x}", publishes=object, grant=Grant())
+    patient = asyncio.Event()
+
+    @rooms.on_join
+    async def slowly(ctx: Context[Any, Any]) -> None:
+        await patient.wait()
+
+    ann = await world.join(hub, "ann")
+    id = ann.ask("subscribe", channel="slow:a")
+    await world.advance(31)
+    error = ann.reply(id)["error"]
+    assert error == {"code": 100, "message": "joining took too long", "temporary": True, "retry_after": 1.0}
+    assert [record.levelname for record in caplog.records if "took too long" in record.message] == ["WARNING"]
+    patient.set()
+    await ann.call("subscribe", channel="slow:a")
+
+
 async def test_without_a_handler_timeout(world: World) -> None:
     stage = Stage(world, limits=Limits(handler_timeout=None))
     ann = await world.join(stage.hub, "ann", "r:a")
