@@ -17,6 +17,7 @@ import contextvars
 import enum
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
 
@@ -49,25 +50,36 @@ class State(enum.Enum):
 
 
 class _Handle(asyncio.Handle):
-    """A callback that runs if its machine does."""
+    """A callback, and the machine it runs on if it does; None for those that are on none."""
 
     __slots__ = ("_machine",)
-    _machine: Machine
 
-    def _run(self) -> None:
-        if self._machine.may_run(self):
-            super()._run()
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: Any,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        super().__init__(callback, args, loop, context)
+        self._machine = _machine.get() if context is None else context.get(_machine)
 
 
 class _Timer(asyncio.TimerHandle):
     """Likewise, later."""
 
     __slots__ = ("_machine",)
-    _machine: Machine
 
-    def _run(self) -> None:
-        if self._machine.may_run(self):
-            super()._run()
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: Any,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        super().__init__(when, callback, args, loop, context)
+        self._machine = _machine.get() if context is None else context.get(_machine)
 
 
 class _Future(asyncio.Future[T]):
@@ -92,27 +104,6 @@ class _Task(asyncio.Task[T]):
         return self._number
 
 
-class _NoSelector:
-    """Where a loop waits for sockets: there are none, and so it waits by moving its time."""
-
-    def __init__(self, loop: SimulatedLoop) -> None:
-        self._loop = loop
-        self._still = 0
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout == 0:
-            self._still += 1
-            if self._still > _MAX_TURNS:
-                self._still = 0
-                raise Livelock(f"{_MAX_TURNS:,} turns at {self._loop.time():.6f} s of virtual time")
-            return []
-        self._still = 0
-        if timeout is None:
-            raise Stuck("nothing is ready and no timer is set: this would wait for ever")
-        self._loop._wait(timeout)
-        return []
-
-
 class SimulatedLoop(asyncio.BaseEventLoop):
     """See the module. It has no sockets, threads, signals, or subprocesses; connections are the
     :class:`~rtkit.testing.simulation.Network`'s, which sets :attr:`network`.
@@ -124,7 +115,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now = start
         self.numbers = itertools.count()
-        self._selector = _NoSelector(self)
+        #: What is to run at a time: when, a number that keeps the order of those at the same moment, and the handle.
+        self.timers: list[tuple[float, int, _Timer]] = []
+        self._timer_numbers = itertools.count()
+        self._void = 0  # timers that were cancelled, and are still in the list
+        self._still = 0  # turns since time has moved
         self.network: Any = None
         self.set_task_factory(cast(Any, _new_task))
 
@@ -136,10 +131,41 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """See :meth:`asyncio.loop.create_future`."""
         return _Future(self)
 
-    def _wait(self, seconds: float) -> None:
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        # To the timer itself: adding up differences would miss it by the last bit.
-        self._now = max(self._now, min(self._now + seconds, scheduled[0].when()) if scheduled else 0.0)
+    def _run_once(self) -> None:
+        """Turn after turn until the loop is stopped: what asyncio's does, without a selector between the turns.
+
+        :raises Stuck: when nothing would ever happen again.
+        :raises Livelock: when time does not move any more.
+        """
+        ready: deque[_Handle | _Timer] = self._ready  # type: ignore[attr-defined]
+        timers, pop = self.timers, heapq.heappop
+        while True:
+            while timers and timers[0][0] <= self._now:
+                timer = pop(timers)[2]
+                if timer._cancelled:
+                    self._void -= 1
+                else:
+                    timer._scheduled = False  # type: ignore[attr-defined]
+                    ready.append(timer)
+            if ready:
+                self._still += 1
+                if self._still > _MAX_TURNS:
+                    self._still = 0
+                    raise Livelock(f"{_MAX_TURNS:,} turns at {self._now:.6f} s of virtual time")
+                for _ in range(len(ready)):
+                    handle = ready.popleft()
+                    if handle._cancelled:
+                        continue
+                    machine = handle._machine
+                    if machine is None or machine.state is State.RUNNING or machine.may_run(handle):
+                        handle._run()
+            elif timers:
+                self._still = 0
+                self._now = timers[0][0]
+            else:
+                raise Stuck("nothing is ready and no timer is set: this would wait for ever")
+            if self._stopping:  # type: ignore[attr-defined]
+                return
 
     # -- what asyncio's base class needs
 
@@ -149,15 +175,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """Nobody waits."""
 
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It stays in the list until its time has come, or too many do."""
+        self._void += 1
+        if self._void > 1000 and self._void > len(self.timers) / 2:
+            self.timers[:] = [each for each in self.timers if not each[2].cancelled()]
+            heapq.heapify(self.timers)
+            self._void = 0
+
     def _call_soon(
         self, callback: Callable[..., object], args: Any, context: contextvars.Context | None
     ) -> asyncio.Handle:
-        machine = _machine.get() if context is None else context.get(_machine)
-        if machine is None:
-            handle = asyncio.Handle(callback, args, self, context)
-        else:
-            handle = _Handle(callback, args, self, context)
-            handle._machine = machine
+        handle = _Handle(callback, args, self, context)
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
@@ -170,13 +199,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         """See :meth:`asyncio.loop.call_at`."""
         self._check_closed()  # type: ignore[attr-defined]
-        machine = _machine.get() if context is None else context.get(_machine)
-        if machine is None:
-            timer = asyncio.TimerHandle(when, callback, args, self, context)
-        else:
-            timer = _Timer(when, callback, args, self, context)
-            timer._machine = machine
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self.timers, (when, next(self._timer_numbers), timer))
         timer._scheduled = True  # type: ignore[attr-defined]
         return timer
 
@@ -328,12 +352,7 @@ class Machine:
     @property
     def timers(self) -> list[asyncio.TimerHandle]:
         """Its timers that are still to come."""
-        scheduled: list[asyncio.TimerHandle] = self.loop._scheduled  # type: ignore[attr-defined]
-        return [
-            each
-            for each in scheduled
-            if isinstance(each, _Timer) and each._machine is self and not each.cancelled()
-        ]
+        return [each for _, _, each in self.loop.timers if each._machine is self and not each.cancelled()]
 
     # -- for the loop
 
