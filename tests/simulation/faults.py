@@ -80,6 +80,36 @@ async def user_is_offline(world: World, user: User, fault: Fault) -> None:
     world.sim.network.rejoin(*sides)
 
 
+async def user_is_closed(world: World, user: User, fault: Fault) -> None:
+    """By the application, wherever it is; it may come back."""
+    hub = world.running_hub(fault.who)
+    if hub is not None:
+        await world.tolerant(hub.user(user.name).close(code=3000))
+
+
+async def user_is_removed(world: World, user: User, fault: Fault) -> None:
+    """From a room; it joins again, where it stood."""
+    hub = world.running_hub(fault.who)
+    if hub is not None and user.seats:
+        name = sorted(user.seats)[fault.who % len(user.seats)]
+        await world.tolerant(hub.room(name).remove(user.name, reason="for the exercise"))
+
+
+async def user_is_revoked(world: World, user: User, fault: Fault) -> None:
+    """It is closed for good, everywhere, and may not come back until that is lifted (A4)."""
+    hub = world.running_hub(fault.who)
+    if hub is None:
+        return
+    revoked = hub.user(user.name).revoke(world.server.machine.clock.time() + 3600)
+    if await world.tolerant(revoked):
+        await world.sim.sleep(fault.lasts)
+    while True:
+        hub = world.running_hub(fault.who)
+        if hub is not None and await world.tolerant(hub.user(user.name).revoke(0.0)):
+            return
+        await world.sim.sleep(1)
+
+
 # -- nodes
 
 
@@ -140,6 +170,14 @@ async def broker_away(world: World, _: None, fault: Fault) -> None:
         world.server.reappear()
 
 
+async def broker_silent(world: World, _: None, fault: Fault) -> None:
+    """It stands still, or all ways to it are cut: nobody is told."""
+    sides = (world.server.machine.name,), tuple(node.name for node in world.nodes)
+    world.sim.network.partition(*sides)
+    await world.sim.sleep(fault.lasts)
+    world.sim.network.rejoin(*sides)
+
+
 async def broker_empty(world: World, _: None, fault: Fault) -> None:
     world.server.stop()
     await world.sim.sleep(min(fault.lasts, 8.0))
@@ -178,7 +216,16 @@ async def links_bad(world: World, _: None, fault: Fault) -> None:
     network.link = before
 
 
-_USERS = (user_freezes, user_reads_nothing, user_crashes, user_is_cut, user_is_offline)
+_USERS = (
+    user_freezes,
+    user_reads_nothing,
+    user_crashes,
+    user_is_cut,
+    user_is_offline,
+    user_is_closed,
+    user_is_removed,
+    user_is_revoked,
+)
 _NODES = (
     node_freezes,
     node_crashes,
@@ -190,6 +237,7 @@ _NODES = (
 )
 _WORLD = (
     broker_away,
+    broker_silent,
     broker_empty,
     broker_fails_over,
     broker_fails_over_and_back,

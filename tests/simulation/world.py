@@ -14,7 +14,7 @@ import logging
 import random
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from rtkit import (
@@ -28,10 +28,11 @@ from rtkit import (
     Position,
     Presence,
     PublishUnknown,
+    codes,
 )
-from rtkit.client import Client, RoomClient, connect
+from rtkit.client import Client, RoomClient, Unsubscribed, connect
 from rtkit.client.connecting import TransportName
-from rtkit.errors import CallError, NotRunning, Unavailable
+from rtkit.errors import CallError, ConnectionClosed, NotRunning, Unavailable
 from rtkit.primitives.ratelimit import Rate
 from rtkit.testing.simulation import Machine, Simulation
 from rtkit.testing.simulation.broker import BrokerServer, SimulatedBroker
@@ -69,17 +70,20 @@ LIMITS: Final = Limits(
     recovery_page=20,
     commands=Rate(rate=1000, burst=1000),
 )
+#: Close codes after which a user's program begins anew: revoked, and refused because of that.
+_SENT_AWAY: Final = (codes.REVOKED, codes.BAD_TOKEN, codes.NOT_PERMITTED_CLOSE)
 #: Virtual seconds that a healed cluster has to come to rest: graces, leases, back-off and checks in a row.
 PATIENCE: Final = 240.0
 
 
-async def authenticate(credentials: Any) -> Identity[None]:
-    """Everybody is who they say."""
-    return Identity(credentials.token)
-
-
 def make_hub(broker: SimulatedBroker, machine: Machine) -> Hub[None]:
     """All hubs are alike."""
+
+    async def authenticate(credentials: Any) -> Identity[None]:
+        """Everybody is who they say; for so long, if they say that too."""
+        name, _, seconds = credentials.token.partition(" ")
+        return Identity(name, expires_at=machine.clock.time() + float(seconds) if seconds else None)
+
     hub: Hub[None] = Hub(authenticate=authenticate, clock=machine.clock, broker=broker, limits=LIMITS)
     every = Grant("publish", "history", "presence")
     hub.rooms("log:{x}", publishes=object, grant=every, history=History(5000, ttl=3600), presence=Presence())
@@ -144,6 +148,8 @@ class User:
         self.name = f"u{number}"
         self.random = random.Random(f"{world.plan.seed} {self.name}")
         self.busy = False
+        #: Seconds that a token of this user is good for; some are for ever.
+        self.lasts = self.random.choice((0, 0, 25, 70))
         self.seats: dict[str, Seat] = {}
         self.client: Client | None = None
         self._lives = 0
@@ -164,14 +170,35 @@ class User:
         self.client = None
         self.machine.crash(dark=dark)
 
+    async def _token(self) -> str:
+        return f"{self.name} {self.lasts}" if self.lasts else self.name
+
     async def _live(self) -> None:
+        while True:
+            try:
+                await self._use()
+                return
+            except ConnectionClosed as error:
+                if error.code not in _SENT_AWAY:
+                    raise
+                # Like a page that is loaded again.
+                self.world.sim.note(f"{self.name} was sent away: {error}")
+                for seat in self.seats.values():
+                    if seat.log is not None:
+                        seat.log.left()
+                self.seats.clear()
+                self.client = None
+                self._lives += 1
+                await asyncio.sleep(1 + self.random.random())
+
+    async def _use(self) -> None:
         world, chance = self.world, self.random
         host = chance.choice(("cluster", "cluster", *(node.name for node in world.nodes)))
         transports = chance.choice(TRANSPORTS)
         world.sim.note(f"{self.name} connects to {host} by {'/'.join(transports)}")
         async with connect(
             f"http://{host}:8000/rt",
-            token=self.name,
+            token=self._token,
             wait=False,
             transports=transports,
             clock=self.machine.clock,
@@ -219,8 +246,16 @@ class User:
                     task.cancel()
                 await asyncio.wait([listening, quiet])
             if not listening.cancelled():
-                listening.result()
-                raise RuntimeError(f"{name} ended for {self.name}")
+                try:
+                    listening.result()
+                    raise RuntimeError(f"{name} ended for {self.name}")
+                except Unsubscribed as error:
+                    if error.code != codes.UNSUBSCRIBED:
+                        raise
+                    world.sim.note(f"{self.name} was taken out of {name} at {room.position}")
+                await asyncio.sleep(chance.random())
+                seat.room = room = client.join(name, since=room.position, max_queue=queue)
+                continue
             if world.enough.is_set() or seat.log is None:
                 continue
             since = room.position
@@ -257,14 +292,14 @@ class User:
                 world.passing(name, id)
                 try:
                     await seat.room.send(text)
-                except (CallError, PublishUnknown, NotRunning):
+                except (CallError, PublishUnknown, NotRunning, Unsubscribed):
                     return
                 return
             attempt = world.record.publishing(name, id, publisher=self.name)
             try:
                 position = await seat.room.send(text, returns=Position, key=id)
-            except (CallError, PublishUnknown, NotRunning) as error:
-                if isinstance(error, CallError) and not error.temporary:
+            except (CallError, PublishUnknown, NotRunning, Unsubscribed) as error:
+                if isinstance(error, CallError) and not error.temporary and error.code != codes.NOT_PERMITTED:
                     raise
                 attempt.unknown(error)
                 if world.enough.is_set():
@@ -385,6 +420,22 @@ class World:
 
     def with_ballast(self, id: str, chance: random.Random) -> str:
         return f"{id} {'x' * chance.choice((0, 200, 1500, 6000))}"
+
+    def running_hub(self, number: int) -> Hub[None] | None:
+        """One that can be asked, if there is any: the one with this number, counted around, or the next."""
+        for n in range(len(self.nodes)):
+            node = self.nodes[(number + n) % len(self.nodes)]
+            if node.hub is not None and node.hub.running and not node.busy:
+                return node.hub
+        return None
+
+    async def tolerant(self, act: Awaitable[object]) -> bool:
+        """Await it; False when the broker could not be reached, or the hub has closed meanwhile."""
+        try:
+            await act
+        except (Unavailable, NotRunning):
+            return False
+        return True
 
     def passing(self, name: str, id: str) -> None:
         """A message that nobody keeps is published."""

@@ -13,7 +13,8 @@ Whatever is read is done again: sessions that should not be there are closed. No
 still holds, but the broker, which counts its lease: a node whose clock is wrong lets nobody in too early or too late.
 
 One field without a meaning is always there, so that the count is not forgotten when the last revocation has ended. If
-it begins anew all the same, the broker has lost what it held, and the nodes write back what they know of.
+it begins anew all the same, the broker has lost what it held, and the nodes write back what they know of. What was
+lifted stays for a day, as lifted: or a node that stood still meanwhile would take that for a loss, too.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ _PLACE: Final = ""
 _PLACE_LIFE: Final = 30 * 86400.0
 #: Seconds a lease has at the most; ``until`` may be a word for "for ever".
 _LONGEST: Final = 100 * 365 * 86400.0
+#: Seconds for which it is said that a revocation was lifted, at the most.
+_LIFTED: Final = 86400.0
 #: Seconds for which what was read says that a revocation still holds. Who is refused has asked for a new look.
 _FRESH: Final = 1.0
 #: Of so many changes it is known how many sessions they closed here.
@@ -153,15 +156,24 @@ class Revocations:
         )
         value = _encode(entry)
         await broker.put(KEY, _PLACE, b"", ttl=_PLACE_LIFE)
+        ttl = min(left, _LONGEST)
+        if not holds:
+            await self._confirm(broker)
+            ttl = min(self._left(entry.field), _LIFTED)
         await broker.revise(
             KEY,
-            {entry.field: value if holds else None},
-            ttl=min(left, _LONGEST) if holds else 1.0,
+            {entry.field: value if ttl > 0 else None},
+            ttl=max(ttl, 1.0),
             expected={},
             topic=TOPIC,
             payload=value,
         )
         return value
+
+    def _left(self, field: str) -> float:
+        """Seconds for which a revocation still holds, as far as is known here; 0 if there is none."""
+        found = self._entries.get(field)
+        return max(0.0, found.until - self._engine.clock.time()) if found is not None else 0.0
 
     def told(self, value: bytes) -> int:
         """By whoever revoked; returns how many sessions that has closed here, or taken out of the room."""
@@ -307,6 +319,8 @@ class Revocations:
             else:
                 entries[field] = each
         self._entries, self._at = entries, position
+        for field in [field for field, each in entries.items() if not each.until]:
+            del entries[field]  # it was lifted: that is not known to be done, and not to be done again
         for entry in entries.values():
             self._enforce(entry)
 
@@ -361,14 +375,16 @@ class Revocations:
         left = entry.until - self._engine.clock.time()
         if left > 0:
             value = _encode(msgspec.structs.replace(entry, v=self._engine.versions.writes))
-            await broker.revise(
+            written = await broker.revise(
                 KEY,
                 {entry.field: value},
                 ttl=min(left, _LONGEST),
-                expected={entry.field: None},  # or somebody was faster
+                expected={entry.field: None},
                 topic=TOPIC,
                 payload=value,
             )
+            if written is None:
+                self.interrupted()  # somebody was faster: see what is there
         if self._lost.get(entry.field) is entry:
             del self._lost[entry.field]
 

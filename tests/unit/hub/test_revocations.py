@@ -342,6 +342,31 @@ async def test_what_was_lifted_is_not_brought_back(world: World) -> None:
     assert known(two) == 1
     await world.advance(70)
     assert known(two) == known(one) == 0
+
+
+async def test_what_was_lifted_is_not_taken_for_lost(world: World) -> None:
+    """By a node that stood still while the broker failed over, and it was lifted; found by simulation."""
+    one, (two, broker) = node(world), faulty(world)
+    await two.start()
+    await one.start()
+    await revoke(world, one, 1000)
+    assert known(two) == 1
+    broker.down = broker.deaf = True
+    world.backend._state[KEY].epoch = "another"  # what it held is there
+    await result(world, one.user("ann").revoke(0.0))
+    broker.down = broker.deaf = False
+    await world.advance(70)
+    assert known(one) == known(two) == 0
+    await world.join(two, "ann")
+    await world.advance(1000)
+    assert set(world.backend.entries(KEY)) == {""}, "what was lifted is said until it would have ended"
+
+
+async def test_lifting_what_is_none_leaves_nothing(world: World) -> None:
+    """As who closes all connections of a user so, a hundred thousand times a day."""
+    hub = node(world)
+    await hub.start()
+    await revoke(world, hub, -1)
     assert set(world.backend.entries(KEY)) == {""}
 
 
