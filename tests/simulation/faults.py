@@ -100,6 +100,7 @@ async def user_is_revoked(world: World, user: User, fault: Fault) -> None:
     hub = world.running_hub(fault.who)
     if hub is None:
         return
+    world.revoked.add(user.name)
     revoked = hub.user(user.name).revoke(world.server.machine.clock.time() + 3600)
     if await world.tolerant(revoked):
         await world.sim.sleep(fault.lasts)

@@ -197,10 +197,10 @@ async def crash(sim: Simulation, seed: int, *, wrong: float = 0.0) -> Story:
         found = await hubs[name].room(ROOM).presence()
         truth.append({each.client: (each.user, dict(each.meta)) for each in found})
     # Everybody goes, and then the nodes do.
+    ended_at = sim.now
     for sitter in (*(member.sitter for member in members), *watchers):
         if sitter.inside and sitter.node != victim:
             await sitter.leave()
-    ended_at = sim.now
     await sim.sleep(2)
     for name in survivors:
         await sim.stop(sim.machine(name))

@@ -402,6 +402,7 @@ class World:
         self.leaving = asyncio.Event()
         self.published: dict[str, dict[str, int]] = {name: {} for name in PASSING}
         self.users: list[User] = []
+        self.revoked: set[str] = set()
         self._numbers = itertools.count(1)
         self.server = BrokerServer(sim, sim.machine("broker"))
         self.nodes = [Node(self, number) for number in range(plan.nodes)]
@@ -508,6 +509,9 @@ class World:
         assert hub is not None
         # Who is in the middle of something may end it: a command may be sent again for minutes.
         await sim.sleep(20)
+        # A failover may have lost that it was lifted, as anything else: then somebody has to do it again.
+        for user in sorted(self.revoked):
+            await self.tolerant(hub.user(user).revoke(0.0))
         for name, id in lasts.items():
             while not await self.nodes[0].publish_once(hub, name, id):
                 if sim.now > began + PATIENCE:
