@@ -11,13 +11,10 @@ from dataclasses import dataclass, field
 from rtkit.testing.simulation import Livelock, Simulation, Stuck, simulate
 from tests.support.checker import Violations
 
-from .plan import Plan, make_plan
+from .plan import Plan
 from .world import World
 
 __all__ = ["Outcome", "run", "shrink"]
-
-
-_warm: list[bool] = []
 
 
 @dataclass
@@ -48,14 +45,7 @@ class Outcome:
 
 
 def run(plan: Plan) -> Outcome:
-    """Run a plan; does not raise for what it finds.
-
-    The first run of a process is not like those after it: something is made at its first use. So one goes before, and
-    a seed is the same run whatever ran before.
-    """
-    if not _warm:
-        _warm.append(True)
-        run(make_plan(0, seconds=20.0))
+    """Run a plan; does not raise for what it finds."""
     outcome = Outcome(plan)
     seen: list[tuple[Simulation, World]] = []
 

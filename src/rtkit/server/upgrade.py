@@ -42,7 +42,7 @@ def upgrade(target: str, headers: Sequence[tuple[str, str]]) -> bytes | Response
             return plain(400, f"more than one {name.title()} header\n")
     request = Request(target, Headers([each for each in headers if each[0] in _LOOKED_AT]))
     try:
-        accept, _, subprotocol = _checks().process_request(request)
+        accept, _, subprotocol = checks().process_request(request)
     except InvalidHandshake:
         return _refused(request)
     lines = [
@@ -67,7 +67,8 @@ def _refused(request: Request) -> Response:
 
 
 @functools.cache
-def _checks() -> ServerProtocol:
+def checks() -> ServerProtocol:
+    """The one that looks at all handshakes; it keeps nothing of them."""
     return ServerProtocol(select_subprotocol=_choose)
 
 

@@ -125,6 +125,13 @@ class Simulation:
         self.network.close()
 
 
+def _prepare() -> None:
+    """Make what is made at its first use and draws chance for that, so that the first run is as the others are."""
+    from ...server.upgrade import checks
+
+    checks()
+
+
 async def _main(program: Callable[[Simulation], Awaitable[T]], simulation: Simulation) -> T:
     return await program(simulation)
 
@@ -144,6 +151,7 @@ def simulate(program: Callable[[Simulation], Awaitable[T]], *, seed: int) -> T:
 
     :raises Stuck: when nothing would ever happen any more.
     """
+    _prepare()
     with seeded(seed) as chance:
         loop = SimulatedLoop()
         collecting = gc.isenabled()
