@@ -225,7 +225,14 @@ class User:
         )
         # A room with room for little in the client, now and then: it is left, and recovered from there.
         queue = chance.choice((1024, 1024, 8))
-        room = await client.join(name, max_queue=queue)
+        while True:
+            try:
+                room = await client.join(name, max_queue=queue)
+                break
+            except (Unsubscribed, CallError) as error:
+                if error.code not in (codes.UNSUBSCRIBED, codes.NOT_PERMITTED):
+                    raise
+                await asyncio.sleep(chance.random())
         if seat.log is not None:
             assert room.position is not None
             seat.log.joined(room.position)
@@ -249,8 +256,9 @@ class User:
                 try:
                     listening.result()
                     raise RuntimeError(f"{name} ended for {self.name}")
-                except Unsubscribed as error:
-                    if error.code != codes.UNSUBSCRIBED:
+                except (Unsubscribed, CallError) as error:
+                    # Who was away is told in the place of coming in.
+                    if error.code not in (codes.UNSUBSCRIBED, codes.NOT_PERMITTED):
                         raise
                     world.sim.note(f"{self.name} was taken out of {name} at {room.position}")
                 await asyncio.sleep(chance.random())
