@@ -162,7 +162,7 @@ MUTANTS = [
     Mutant("grace without end", grace_without_end, 5, frozenset({"left over"})),
     Mutant("answer before append", answer_before_append, 4, frozenset({"acknowledged, yet lost"})),
     Mutant("queued counts as handled", queued_counts_as_handled, 18, frozenset({"missed in silence"})),
-    Mutant("timers stay", timers_stay, 12, frozenset({"left over"})),
+    Mutant("timers stay", timers_stay, 16, frozenset({"left over"})),
     Mutant("fence by run id", fence_by_run_id, 12, frozenset({"two messages at one place"})),
     Mutant("no fence", no_fence, 2, frozenset({"two messages at one place"})),
     Mutant("always recovered", always_recovered, 4, frozenset({"false continuity"})),
