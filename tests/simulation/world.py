@@ -285,6 +285,8 @@ class User:
         world, chance = self.world, self.random
         while not world.enough.is_set():
             await asyncio.sleep(chance.expovariate(1 / world.plan.pace))
+            if world.enough.is_set():
+                break
             able = [name for name in self.seats if not name.startswith("user:")]
             if able:
                 name = chance.choice(able)
@@ -365,6 +367,8 @@ class Node:
         users = [f"u{number}" for number in range(world.plan.users)]
         while not world.enough.is_set():
             await asyncio.sleep(chance.expovariate(1 / world.plan.pace))
+            if world.enough.is_set():
+                return
             name = chance.choice((*KEPT, *PASSING, f"user:{chance.choice(users)}"))
             id = world.new_id(f"{self.name}.{self._lives}")
             while not await self.publish_once(hub, name, id) and chance.random() > 0.2:  # noqa: ASYNC110
