@@ -1,18 +1,18 @@
-"""The chat of ./dev demo: rooms that anybody opens, names without passwords, history, who is here.
+"""The chat of ./dev demo: rooms that anybody opens, names without passwords, history, who is here, who types, who has
+read what.
 
 A demonstration: whoever says "I am ann" is ann, in as many tabs as they like. `examples/fastapi_chat.py` has tokens
 and a room for staff; `page/` is what the browser gets.
 """
 
-import itertools
 import unicodedata
 from dataclasses import dataclass
 
 from rtkit import Context, Credentials, Grant, History, Hub, Identity, Position, Reject
+from rtkit.features import Presence, Receipts, Typing
 
 LONGEST_NAME = 32  # characters, of people and of rooms
 LONGEST_TEXT = 4000
-SHOWN = 100  # people that a list names; the rest is a number
 
 
 @dataclass
@@ -24,13 +24,6 @@ class Say:  # what clients send
 class Said:  # what rooms publish
     text: str
     key: str | None = None  # the sender's own, so that a page knows its message again
-
-
-@dataclass
-class Here:  # who is in a room: what joining returns, and a signal when it changed
-    people: list[str]
-    count: int
-    turn: int  # a signal may be older than the list that joining returned
 
 
 @dataclass
@@ -55,20 +48,22 @@ async def authenticate(credentials: Credentials) -> Identity[None]:
 
 
 hub = Hub(authenticate=authenticate)
-chat = hub.rooms("chat:{room}", publishes=Said, history=History(1000, ttl=86_400))
+chat = hub.rooms(
+    "chat:{room}",
+    publishes=Said,
+    history=History(1000, ttl=86_400),
+    presence=Presence(),
+    receipts=Receipts(),
+    typing=Typing(),
+)
 directory = hub.rooms("rooms", publishes=Opened, history=History(100, ttl=86_400), grant=Grant())
-
-# Who is here, by room and session. This knows one process, and hears of a connection that died without a word
-# only when the heartbeat missed it.
-here: dict[str, dict[str, str]] = {}
-turns = itertools.count(1)
 
 
 @chat.authorize
 async def may_join(ctx: Context[None, Said]) -> Grant:
     if not is_name(ctx.room.params["room"]):
         raise Reject(f"the name of a room has 1 to {LONGEST_NAME} characters that can be seen")
-    return Grant("publish", "history")
+    return Grant("publish", "history", "signal", "presence")
 
 
 @chat.on(Say)
@@ -81,26 +76,7 @@ async def say(ctx: Context[None, Said], message: Say) -> Position | None:
 
 
 @chat.on_join
-async def came(ctx: Context[None, Said]) -> Here:
-    if ctx.room.name not in here:
+async def came(ctx: Context[None, Said]) -> None:
+    if not (await ctx.room.presence_stats()).clients:
+        # Two who open it at the same moment may both say so; the page lists it once.
         await directory.room().publish(Opened(ctx.room.params["room"]))
-    # Nothing is awaited from here on: who is in the list is in the room, and `left` will be called for them.
-    here.setdefault(ctx.room.name, {})[ctx.session.id] = ctx.user
-    return tell(ctx)
-
-
-@chat.on_leave
-async def left(ctx: Context[None, Said]) -> None:
-    here[ctx.room.name].pop(ctx.session.id)
-    tell(ctx)
-    if not here[ctx.room.name]:
-        del here[ctx.room.name]
-
-
-def tell(ctx: Context[None, Said]) -> Here:
-    """Tell everybody else in the room who is here now. A signal may get lost; the next one has it all again."""
-    people = sorted(set(here[ctx.room.name].values()))
-    now = Here(people[:SHOWN], len(people), next(turns))
-    # Not `ctx.room.signal`: from one sender, the server, only the newest list has to reach who is behind.
-    ctx.hub.room(ctx.room.name).signal(now, exclude=ctx.session)
-    return now

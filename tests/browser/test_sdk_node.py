@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rtkit import Context, Credentials, Grant, History, Hub, Identity, Reject
+from rtkit.features import Presence, Receipts, Signals, Typing
 from rtkit.server import listen
 from tests.support.node import find_node
 
@@ -136,7 +137,21 @@ def make_hub() -> Hub[None]:
         grant=Grant(),
         auto_join=lambda identity: [f"user:{identity.user}"],
     )
+    team = hub.rooms(
+        "team:{room}",
+        publishes=Said,
+        history=History(100, ttl=3600),
+        grant=Grant("publish", "signal", "presence"),
+        presence=Presence(),
+        receipts=Receipts(),
+        typing=Typing(),
+        signals=Signals(rate=20),
+    )
     cut: set[str | None] = set()
+
+    @team.on(Say)
+    async def say_to_team(ctx: Context[None, Said], message: Say) -> None:
+        await ctx.room.publish(Said(message.text))
 
     @chat.on_join
     async def on_join(ctx: Context[None, Said]) -> dict[str, Any]:

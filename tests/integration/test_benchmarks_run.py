@@ -60,6 +60,12 @@ async def test_idle_members_stay() -> None:
     assert said.count("20 still there") == 2
 
 
+async def test_marks_cost_something() -> None:
+    said = await bench("marks", "--members", "20", "--seconds", "1")
+    assert "in the end 0 members were not known to have read everything" in said
+    assert "receipts cost" in said
+
+
 async def test_transports_cost_something() -> None:
     said = await bench("transports", "--members", "5", "--rate", "20", "--seconds", "0.5", "--rest", "0.2")
     assert said.count("| all") == 3
@@ -70,6 +76,24 @@ async def test_others_go_on_while_something_large_leaves() -> None:
     assert "| `sse` | both |" in said
 
 
+async def test_people_come_and_go() -> None:
+    said = await bench(
+        "presence",
+        "--what",
+        "crowd",
+        "--members",
+        "40",
+        "--churn",
+        "10",
+        "--seconds",
+        "2",
+        "--case",
+        "listed",
+    )
+    assert "TROUBLE" not in said
+    assert "members in," in said
+
+
 @pytest.mark.soak  # thirteen processes
 async def test_a_broker_costs_something() -> None:
     if shutil.which("redis-server") is None:
@@ -78,3 +102,8 @@ async def test_a_broker_costs_something() -> None:
     assert said.count("acknowledged/s") == 6
     assert said.count(": 30 of 30,") == 2
     assert said.count("restore: 200 rooms") == 2
+
+
+async def test_deflate() -> None:
+    said = await bench("deflate", "--members", "5", "--messages", "2")
+    assert "once for all" in said and "5 members" in said

@@ -169,20 +169,17 @@ def test_anything_else_is_none(name: str) -> None:
     assert not load_server().is_name(name)
 
 
-async def test_who_is_here_is_counted_by_user_and_forgotten_in_the_end() -> None:
+async def test_the_first_one_in_a_room_opens_it_and_others_see_who_is_here() -> None:
     server = load_server()
-    server.SHOWN = 2
     async with TestHub(server.hub) as t:
         ann, ann_again, bob = [await t.connect(token=name) for name in ("ann", "ann", "bob")]
-        async with ann.join("chat:lobby") as hers:
-            assert hers.join_data == {"people": ["ann"], "count": 1, "turn": 1}
-            async with hers.signals(server.Here) as told:
-                async with ann_again.join("chat:lobby"), bob.join("chat:lobby") as his:
-                    assert his.join_data == {"people": ["ann", "bob"], "count": 2, "turn": 3}
-                    carl = await t.connect(token="carl")
-                    async with carl.join("chat:lobby"):
-                        pass
-                counts = [(await anext(told)).data.count for _ in range(5)]
-                assert counts == [1, 2, 3, 2, 1]
-        await t.settle()
-        assert server.here == {}
+        for client in (ann, ann_again, bob):
+            _ = await client.join("chat:lobby")
+            await t.settle()
+        assert [member.user for member in await server.hub.room("chat:lobby").presence()] == [
+            "ann",
+            "ann",
+            "bob",
+        ]
+        opened = await server.hub.room("rooms").history()
+        assert [message.data for message in opened.messages] == [server.Opened("lobby")]

@@ -13,6 +13,7 @@ import pytest
 from rtkit import Position
 from rtkit.brokers.base import Appended
 from rtkit.client.roomstate import RoomState
+from rtkit.features._watching import RoomWatch
 from rtkit.features.presence import running
 from rtkit.features.presence.ledger import Ledger
 from rtkit.hub import connection, joining
@@ -152,6 +153,10 @@ def who_leaves_stays_shown(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "depart", nothing)
 
 
+def missed_notices_stay_missed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RoomWatch, "repair_soon", nothing)
+
+
 MUTANTS = [
     Mutant("resume off by one", resume_off_by_one, 1, frozenset({"behind"})),
     Mutant("no dedupe", no_dedupe, 12, frozenset({"twice"})),
@@ -166,5 +171,6 @@ MUTANTS = [
     Mutant("fence by run id", fence_by_run_id, 12, frozenset({"two messages at one place"})),
     Mutant("no fence", no_fence, 2, frozenset({"two messages at one place"})),
     Mutant("always recovered", always_recovered, 4, frozenset({"false continuity"})),
+    Mutant("missed notices stay missed", missed_notices_stay_missed, 1, frozenset({"presence", "marks"})),
     Mutant("who leaves stays shown", who_leaves_stays_shown, 4, frozenset({"left over"})),
 ]

@@ -198,9 +198,12 @@ async def crash(sim: Simulation, seed: int, *, wrong: float = 0.0) -> Story:
         truth.append({each.client: (each.user, dict(each.meta)) for each in found})
     # Everybody goes, and then the nodes do.
     ended_at = sim.now
-    for sitter in (*(member.sitter for member in members), *watchers):
+    for number, sitter in enumerate((*(member.sitter for member in members), *watchers)):
         if sitter.inside and sitter.node != victim:
-            await sitter.leave()
+            if number % 2:
+                sitter.lose()  # its session is there until the node ends
+            else:
+                await sitter.leave()
     await sim.sleep(2)
     for name in survivors:
         await sim.stop(sim.machine(name))

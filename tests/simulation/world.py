@@ -15,6 +15,7 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from rtkit import (
@@ -33,6 +34,8 @@ from rtkit import (
 from rtkit.client import Client, RoomClient, Unsubscribed, connect
 from rtkit.client.connecting import TransportName
 from rtkit.errors import CallError, ConnectionClosed, NotRunning, Unavailable
+from rtkit.features import Receipts, Typing
+from rtkit.messages import Marks
 from rtkit.primitives.ratelimit import Rate
 from rtkit.testing.simulation import Machine, Simulation
 from rtkit.testing.simulation.broker import BrokerServer, SimulatedBroker
@@ -50,7 +53,8 @@ INVARIANTS: Final = (
     "no false alarm (H10)",
     "rooms without history: in order, once, and alive in the end",
     "personal rooms by auto_join (H9)",
-    "presence is the truth (P1-P4)",
+    "presence is the truth, on nodes and in clients (P1-P4)",
+    "marks agree everywhere, and nobody types for ever (X1, X2)",
     "outboxes within bounds (D1)",
     "no errors",
     "nobody hangs",
@@ -85,8 +89,16 @@ def make_hub(broker: SimulatedBroker, machine: Machine) -> Hub[None]:
         return Identity(name, expires_at=machine.clock.time() + float(seconds) if seconds else None)
 
     hub: Hub[None] = Hub(authenticate=authenticate, clock=machine.clock, broker=broker, limits=LIMITS)
-    every = Grant("publish", "history", "presence")
-    hub.rooms("log:{x}", publishes=object, grant=every, history=History(5000, ttl=3600), presence=Presence())
+    every = Grant("publish", "history", "presence", "signal")
+    hub.rooms(
+        "log:{x}",
+        publishes=object,
+        grant=every,
+        history=History(5000, ttl=3600),
+        presence=Presence(),
+        receipts=Receipts(),
+        typing=Typing(),
+    )
     # Short: who is away for long comes back to find that some of it is gone.
     hub.rooms("short:{x}", publishes=object, grant=every, history=History(25, ttl=3600))
     hub.rooms("strict:{x}", publishes=object, grant=every, history=History(5000, ttl=3600), overflow="close")
@@ -102,6 +114,8 @@ def make_hub(broker: SimulatedBroker, machine: Machine) -> Hub[None]:
     return hub
 
 
+#: The room with presence, receipts and typing; everybody is in it.
+SOCIAL: Final = "log:a"
 KEPT: Final = ("log:a", "short:a", "strict:a")
 PASSING: Final = ("news:a", "newest:a")
 
@@ -227,7 +241,7 @@ class User:
         queue = chance.choice((1024, 1024, 8))
         while True:
             try:
-                room = await client.join(name, max_queue=queue)
+                room = await self._join(client, name, queue)
                 break
             except (Unsubscribed, CallError) as error:
                 if error.code not in (codes.UNSUBSCRIBED, codes.NOT_PERMITTED):
@@ -262,7 +276,7 @@ class User:
                         raise
                     world.sim.note(f"{self.name} was taken out of {name} at {room.position}")
                 await asyncio.sleep(chance.random())
-                seat.room = room = client.join(name, since=room.position, max_queue=queue)
+                seat.room = room = self._join(client, name, queue, since=room.position)
                 continue
             if world.enough.is_set() or seat.log is None:
                 continue
@@ -270,7 +284,13 @@ class User:
             await room.leave()
             world.sim.note(f"{self.name} has left {name} at {since}")
             await asyncio.sleep(chance.random() * 5)
-            seat.room = room = client.join(name, since=since, max_queue=queue)
+            seat.room = room = self._join(client, name, queue, since=since)
+
+    def _join(
+        self, client: Client, name: str, queue: int, *, since: Position | None = None
+    ) -> RoomClient[Any]:
+        social = name == SOCIAL
+        return client.join(name, since=since, max_queue=queue, presence=social, receipts=social)
 
     async def _listen(self, seat: Seat, room: RoomClient[Any], *, slow: bool) -> None:
         world = self.world
@@ -278,8 +298,17 @@ class User:
             text = seat.take(item)
             world.sim.note(f"{self.name} got {text} in {seat.name}")
             world.delivered += 1
+            if seat.name == SOCIAL and (world.enough.is_set() or self.random.random() < 0.5):
+                room.receipts.read()
             if slow and not world.enough.is_set():
                 await asyncio.sleep(1.5)
+
+    def reads_all(self) -> None:
+        """What there is in the room where that is seen."""
+        seat = self.seats.get(SOCIAL)
+        if seat is not None and seat.room is not None and not self.task.done():
+            with suppress(NotRunning, ConnectionClosed):
+                seat.room.receipts.read(seat.room.position)
 
     async def _talk(self) -> None:
         world, chance = self.world, self.random
@@ -290,6 +319,13 @@ class User:
             able = [name for name in self.seats if not name.startswith("user:")]
             if able:
                 name = chance.choice(able)
+                room = self.seats[name].room
+                if name == SOCIAL and room is not None and chance.random() < 0.5:
+                    with suppress(NotRunning, ConnectionClosed):
+                        room.typing()
+                    if chance.random() < 0.5:
+                        continue  # thinks better of it
+                    await asyncio.sleep(chance.random() * 8)
                 await self._send(name, world.new_id(f"{self.name}.{self._lives}"))
         await world.leaving.wait()
 
@@ -530,8 +566,12 @@ class World:
                     self.say("hangs", f"nothing can be published to {name}")
                     return False
                 await sim.sleep(1)
+        for user in self.users:
+            user.reads_all()  # who came after the last message has none to read
         while (wrong := await self._restless(lasts)) and sim.now < began + PATIENCE:
             await sim.sleep(1)
+            for user in self.users:
+                user.reads_all()
             for name in PASSING:
                 # Published once and heard by nobody, since messages may pass: then the next one is.
                 lasts[name] = self.new_id("last")
@@ -571,6 +611,7 @@ class World:
                         found.append(
                             ("behind", f"{user.name} in {name} is at {seat.room.position}, the top is {top}")
                         )
+        found += self._antisocial((await hub.room(SOCIAL).history(limit=0)).top)
         there = {user.client.client_id or "" for user in self.users if user.client is not None}
         for node in self.nodes:
             if node.hub is None:
@@ -585,6 +626,31 @@ class World:
                         f" {sorted(there - set(shown))} who are there, and {len(shown) - len(set(shown))} twice",
                     )
                 )
+            marks = await node.hub.room(SOCIAL).marks()
+            if marks != self._all_read((await hub.room(SOCIAL).history(limit=0)).top):
+                found.append(("marks", f"{node.name} has {dict(marks)}"))
+        return found
+
+    def _all_read(self, top: Position) -> dict[str, Marks]:
+        return {user.name: Marks(top, top) for user in self.users}
+
+    def _antisocial(self, top: Position) -> list[tuple[str, str]]:
+        """What clients are wrong about in the room where they see each other."""
+        found: list[tuple[str, str]] = []
+        there = sorted(user.client.client_id or "" for user in self.users if user.client is not None)
+        for user in self.users:
+            seat = user.seats.get(SOCIAL)
+            if seat is None or seat.room is None:
+                continue
+            room = seat.room
+            shown = sorted(member.client for member in room.presence.members)
+            if shown != there or not room.presence.current:
+                found.append(("presence", f"{user.name} sees {shown}, and {there} are there"))
+            if dict(room.receipts.marks) != self._all_read(top) or room.receipts.unread:
+                marks = dict(room.receipts.marks)
+                found.append(("marks", f"{user.name} knows {marks}, {room.receipts.unread} unread"))
+            if room.typists:
+                found.append(("typing", f"{user.name} sees {room.typists} typing"))
         return found
 
     # -- the proof ---------------------------------------------------------------------------------
@@ -675,6 +741,8 @@ class World:
         if self.record.losses:
             # The index of a life that ended with the broker's data, put there by who did not know yet: gone in a day.
             kept = {key: entries for key, entries in kept.items() if not key.startswith("presence-rooms:")}
+        # How far everybody has read is for when they come again.
+        kept = {key: entries for key, entries in kept.items() if not key.startswith("marks:")}
         if kept:
             self.say("left over", f"the broker keeps {kept}")
         if self.sim.network.connections:

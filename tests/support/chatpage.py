@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,9 +62,13 @@ class ChatServer:
 
 
 @asynccontextmanager
-async def serve_chat(port: int = 0) -> AsyncGenerator[ChatServer]:
-    """Run the example's server in this process, with an empty memory."""
+async def serve_chat(port: int = 0, **limits: Any) -> AsyncGenerator[ChatServer]:
+    """Run the example's server in this process, with an empty memory.
+
+    :param limits: other than those of the example, by name.
+    """
     module = load_server()
+    module.hub.limits = replace(module.hub.limits, **limits)
     try:
         async with listen(module.hub, port=port, static=CHAT / "page") as server:
             yield ChatServer(module, int(server.url.rpartition(":")[2].partition("/")[0]))
@@ -129,6 +135,35 @@ class Person:
         """Wait until exactly these are shown to be here, oneself first."""
         await expect(self.find("#people-list li")).to_contain_text(list(people), timeout=PATIENCE)
         await expect(self.find("#people-list li")).to_have_count(len(people), timeout=PATIENCE)
+
+    async def types(self, text: str) -> None:
+        """Key by key, and does not send it."""
+        await self.find("#text").press_sequentially(text)
+
+    async def sees_typing(self, text: str) -> None:
+        """Wait until the line that says who is typing says this."""
+        await expect(self.find("#typing")).to_have_text(text, timeout=PATIENCE)
+
+    async def sees_ticks(self, *ticks: str) -> None:
+        """Wait until exactly this is said beside one's own messages."""
+        visible = self.find(".ticks:not([hidden])")
+        await expect(visible).to_have_text(
+            [re.compile(f"^{re.escape(each)}$") for each in ticks], timeout=PATIENCE
+        )
+
+    async def looks_away(self) -> None:
+        """To another tab; Playwright's pages are always in front, so the page is only told."""
+        await self._hide(True)
+
+    async def looks_back(self) -> None:
+        await self._hide(False)
+
+    async def _hide(self, value: bool) -> None:
+        await self.evaluate(
+            "(value) => { Object.defineProperty(document, 'hidden', { value, configurable: true });"
+            " document.dispatchEvent(new Event('visibilitychange')); }",
+            value,
+        )
 
     async def evaluate(self, script: str, arg: Any = None) -> Any:
         return await self.page.evaluate(script, arg)

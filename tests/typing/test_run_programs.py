@@ -19,6 +19,7 @@ from rtkit import Gap, Grant, History, Hub, Identity, Message, NotSupported, Pub
 from rtkit.brokers import MemoryBackend, MemoryBroker
 from rtkit.client import RoomClient, connect
 from rtkit.errors import CallError, ConnectionClosed
+from rtkit.testing import TestHub
 from tests.support.redises import RedisServer
 from tests.support.servers import serve_asgi
 from tests.typing.programs import (
@@ -26,6 +27,7 @@ from tests.typing.programs import (
     fastapi_chat,
     multi_tenant,
     notifications_worker,
+    people,
     starlette_primitives,
 )
 
@@ -227,3 +229,30 @@ async def test_multi_tenant_cursors() -> None:
         await hers.send(tenant.Cursor(7))
         signal = await asyncio.wait_for(anext(seen), 5)
         assert (signal.data, signal.sender) == (tenant.Cursor(7), "ann")
+
+
+async def test_people() -> None:
+    async with TestHub(people.make_hub()) as t:
+        ann, bob = await t.connect(Identity("ann")), await t.connect(Identity("bob"))
+        window = people.Window()
+        t.spawn(people.watch, ann, window)
+        await t.clock.advance(1)
+        his = await bob.join("chat:lobby", receives=people.Said, presence=True, receipts=True)
+        hers = await t.connect(Identity("ann"))
+        tablet = await hers.join("chat:lobby", receives=people.Said, presence=True, receipts=True)
+        await t.clock.advance(1)
+        assert sorted(member.user for member in window.here.values()) == ["ann", "ann", "bob"]
+        assert people.devices(his) == {"ann": 2, "bob": 1}
+        t.spawn(people.follow, his, window)
+        assert people.key_pressed(tablet, 1.0)
+        await t.clock.advance(1)
+        assert window.typists == ("ann",)
+        await t.hub.publish("chat:lobby", people.Said("hi"))
+        await t.settle()
+        assert tablet.receipts.unread == 1
+        t.spawn(people.read, tablet, window)
+        changes = his.receipts.changes()
+        await t.clock.advance(3)
+        assert people.moved(await anext(changes)) == ["ann"]
+        assert people.last_read(his, "ann") == tablet.position
+        assert window.unread == 0

@@ -23,7 +23,7 @@ let current = null;
 const talks = new Map();
 const opened = new Set(); // by anybody, as the server tells
 
-const page = { shows: (talk) => talk === current, changed: drawRooms, write };
+const page = { shows: (talk) => talk === current, changed: drawRooms, write, away: () => away };
 const talkOf = (name) => new Talk(rt, me, name, page);
 
 function start(name) {
@@ -76,7 +76,10 @@ function open(name) {
   }
   if (roomOfAddress() !== name) history[location.hash ? "pushState" : "replaceState"](null, "", `#${encodeURIComponent(name)}`);
   memory.set(`${me} current`, name);
-  if (current && current !== talk) current.firstNew = null;
+  if (current && current !== talk) {
+    current.firstNew = null;
+    current.typing(false);
+  }
   current = talk;
   $("title").textContent = name;
   $("leave").hidden = FIRST_ROOMS.includes(name);
@@ -85,6 +88,7 @@ function open(name) {
   view.draw(talk);
   talk.fresh = 0;
   view.drawPeople(talk);
+  view.drawTyping(talk);
   if (talk.joined) talk.markRead();
   drawRooms();
   closeDrawer();
@@ -107,7 +111,7 @@ function leaveRoom() {
   talks.delete(name);
   opened.add(name);
   rememberRooms();
-  for (const what of [`${me} outbox ${name}`, `${me} read ${name}`, `draft ${name}`]) memory.set(what, null);
+  for (const what of [`${me} outbox ${name}`, `draft ${name}`]) memory.set(what, null);
   open(FIRST_ROOMS[0]);
   focusText();
 }
@@ -183,6 +187,7 @@ function onInput() {
 
 text.addEventListener("input", () => {
   onInput();
+  current.typing(text.value.trim() !== "");
   memory.set(`draft ${current.name}`, text.value);
 });
 
@@ -255,7 +260,26 @@ $("sidebar").addEventListener("click", (event) => {
   if (event.target.closest("a")) setTimeout(() => (closeDrawer(), focusText()));
 });
 addEventListener("hashchange", () => current && roomOfAddress() && open(roomOfAddress()));
+// -- being away: who does not look at the page, or has not touched it for a while ------------------------------
+
+const IDLE = 5 * 60_000;
+let away = false;
+let touched = Date.now();
+
+function look() {
+  const now = document.hidden || Date.now() - touched >= IDLE;
+  if (now === away) return;
+  away = now;
+  for (const talk of talks.values()) if (talk.joined) talk.sayAway(away);
+}
+
+for (const sign of ["pointerdown", "pointermove", "keydown", "wheel", "touchstart", "focus"]) {
+  addEventListener(sign, () => ((touched = Date.now()), look()), { passive: true });
+}
+setInterval(look, 15_000);
 document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) touched = Date.now();
+  look();
   if (!current) return;
   if (document.hidden) {
     current.firstNew = null;

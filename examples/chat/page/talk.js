@@ -1,4 +1,7 @@
-// One room: what was said in it, who is there, and what waits to be sent.
+// One room: what was said in it, who is there, who is typing, who has read what, and what waits to be sent.
+//
+// What is *read* is a mark of the user in the room, which the server keeps: so what was read in one tab is not new in
+// another, nor after a reload. Those marks of the others make the ticks beside one's own messages.
 //
 // A message that was written stays in the *outbox* of its room until it is seen in the room's stream. The outbox lies in
 // sessionStorage, so that it survives a reload, and each message has a key, which comes back with the message: seen
@@ -42,19 +45,21 @@ export class Talk {
     this.fresh = 0; // how many of them are not drawn yet
     this.older = ""; // "more" can be loaded, "loading", "gone", or "" when this is the beginning
     this.firstNew = null; // where "New" is written
-    this.unread = 0;
-    this.read = memory.get(`${this.me} read ${name}`, null); // position
-    this.people = [];
-    this.turn = 0;
+    this.people = []; // { name, devices, away }, oneself first
     this.count = 0;
+    this.typists = [];
+    this.read = null; // up to here, as it was said to the server
+    this.readers = 0; // the others whose marks are known, and who may tick a message off
     this.joined = false;
     this.refused = "";
     this.outbox = memory.get(`${this.me} outbox ${name}`, []);
-    this.room = rt.join(`chat:${encodeParam(name)}`, { rewind: PAGE });
+    this.room = rt.join(`chat:${encodeParam(name)}`, { rewind: PAGE, presence: true, receipts: true });
     this.room.on("joined", (info) => this.onJoined(info));
     this.room.on("Said", (_, message) => this.onSaid(message));
     this.room.on("gap", (gap) => this.onGap(gap));
-    this.room.on("signal", ({ event, data }) => event === "Here" && data.turn > this.turn && this.onHere(data));
+    this.room.on("presence", () => this.onPresence());
+    this.room.on("typing", (users) => this.onTyping(users));
+    this.room.on("marks", () => this.onMarks());
     this.room.on("left", (error) => this.onLeft(error));
     // What a reload left over goes out first: whatever is written meanwhile waits for it.
     this.leftovers = this.sendLeftovers();
@@ -62,15 +67,19 @@ export class Talk {
 
   // What comes.
 
-  onJoined({ data, position }) {
+  onJoined({ position }) {
     if (!this.joined) {
+      // Who comes for the first time has nothing to catch up with.
+      const { marks, unread } = this.room;
+      if (!marks.get(this.me)?.read) this.markRead({ epoch: position.epoch, offset: unread });
+      if (this.page.away()) this.sayAway(true);
       this.older = "unknown";
       // Nothing is sent to a room before it is joined: what has waited since then is not in it.
       for (const entry of this.outbox) entry.after ??= position;
       this.keep();
     }
     this.joined = true;
-    if (data) this.onHere(data);
+    this.onPresence();
     this.drawSoon();
   }
 
@@ -84,12 +93,18 @@ export class Talk {
     const { position, sender } = message;
     const mine = sender === this.me;
     if (mine && item.key) this.done(this.outbox.find((entry) => entry.key === item.key));
-    const seen = this.read?.epoch === position.epoch && position.offset <= this.read.offset;
-    if (!mine && !seen && !this.watched) {
-      this.unread += 1;
-      this.firstNew ??= item;
-    }
+    if (!mine && !this.watched && !this.isRead(position)) this.firstNew ??= item;
     return item;
+  }
+
+  /** Whether this user has read so far, here or anywhere. */
+  isRead(position) {
+    const here = this.read?.epoch === position.epoch && position.offset <= this.read.offset;
+    return here || this.room.reached(position).includes(this.me);
+  }
+
+  get unread() {
+    return this.joined ? this.room.unread : 0;
   }
 
   get shown() {
@@ -144,11 +159,54 @@ export class Talk {
     this.drawSoon();
   }
 
-  onHere({ people, count, turn }) {
-    this.turn = turn;
-    this.people = people;
-    this.count = count;
+  /** Several tabs and devices of one person are one person; who is away is so on all of them. */
+  onPresence() {
+    const people = new Map();
+    for (const { user, meta } of this.room.members) {
+      const person = people.get(user) ?? { name: user, devices: 0, away: true };
+      person.devices += 1;
+      person.away &&= Boolean(meta.away);
+      people.set(user, person);
+    }
+    const rank = ({ name, away }) => (name === this.me ? 0 : away ? 2 : 1);
+    this.people = [...people.values()].sort((a, b) => rank(a) - rank(b) || a.name.localeCompare(b.name));
+    this.count = this.people.length || this.room.clients; // too many to be listed, they are only counted
     if (this.shown) view.drawPeople(this);
+  }
+
+  onTyping(users) {
+    this.typists = users.filter((name) => name !== this.me);
+    if (this.shown) view.drawTyping(this);
+  }
+
+  onMarks() {
+    this.readers = [...this.room.marks.keys()].filter((name) => name !== this.me).length;
+    // It was read in another tab, or on another device.
+    if (this.firstNew && !this.unread && !this.watched) this.clearNew();
+    if (this.shown) view.drawTicks(this);
+    this.page.changed();
+  }
+
+  /** Who of the others has got, or read, a message of one's own. */
+  ticks({ position }) {
+    const others = (kind) => this.room.reached(position, kind).filter((name) => name !== this.me).length;
+    return { read: others("read"), delivered: others("delivered"), of: this.readers };
+  }
+
+  clearNew() {
+    this.firstNew = null;
+    if (this.shown) view.clearNew();
+  }
+
+  /** Say to the others that one is away, or is back. */
+  sayAway(away) {
+    if (this.refused) return;
+    this.room.updatePresence(away ? { away } : {}).catch(() => {}); // the room was left, or the connection closed
+  }
+
+  /** A key was touched; or what was written is gone again. */
+  typing(on) {
+    if (!this.refused) this.room.typing(on);
   }
 
   onLeft(error) {
@@ -172,7 +230,6 @@ export class Talk {
     if (begin) {
       const first = this.items.find((item) => item.kind === "said");
       this.older = first && first.position.offset > 1 ? "more" : "";
-      if (!this.read) this.markRead(); // who comes for the first time has nothing to catch up with
     }
     if (this.items.length > MOST && !(this.shown && view.readsBack())) {
       this.items.splice(0, this.items.length - MOST / 2);
@@ -188,11 +245,11 @@ export class Talk {
     this.page.changed();
   }
 
-  markRead() {
+  markRead(position = this.room.position) {
+    if (this.refused || !position) return;
     if (!this.unread) this.firstNew = null;
-    this.unread = 0;
-    const { position } = this.room;
-    if (position) memory.set(`${this.me} read ${this.name}`, (this.read = position));
+    this.read = position;
+    this.room.markRead(position);
   }
 
   get oldest() {

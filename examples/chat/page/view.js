@@ -36,8 +36,8 @@ function face(name) {
   return coloured(make("span", { class: "face", "aria-hidden": "true" }, (first.segment ?? first).toUpperCase()), name);
 }
 
-export function person(name, mine) {
-  return [face(name), make("span", {}, name, mine && make("span", { class: "you" }, " (you)"))];
+export function person(name, more = null) {
+  return [face(name), make("span", { class: "who" }, make("bdi", {}, name), more && make("span", { class: "you" }, ` ${more}`))];
 }
 
 /** The text, its addresses made into links. */
@@ -106,8 +106,54 @@ function itemOf(item, before, last, talk) {
     message.append(face(item.from), by);
   }
   message.append(textOf(item.text));
+  if (item.from === me && item.position) message.append(ticksOf(item));
   elements.push(message);
   return elements;
+}
+
+// What became of a message of one's own: drawn again whenever somebody has got or read more.
+
+const ticksByItem = new WeakMap();
+
+function ticksOf(item) {
+  const ticks = make("p", { class: "ticks" });
+  ticksByItem.set(item, ticks);
+  return ticks;
+}
+
+/** Of several messages in a row that have come equally far, only the last one says so. */
+export function drawTicks(talk) {
+  let below = "";
+  for (const item of talk.items.toReversed()) {
+    const ticks = ticksByItem.get(item);
+    const words = ticks?.isConnected ? wordsOf(talk.ticks(item)) : "";
+    if (words) {
+      if (ticks.dataset.words !== words) {
+        ticks.dataset.words = words;
+        ticks.replaceChildren(make("span", { "aria-hidden": "true" }, words.startsWith("read") ? "✓✓ " : "✓ "), words);
+      }
+      ticks.hidden = words === below;
+    }
+    below = words;
+  }
+}
+
+function wordsOf({ read, delivered, of }) {
+  return read ? `read by ${read} of ${of}` : delivered ? `delivered to ${delivered}` : "sent";
+}
+
+/** Who is typing: in a line of its own, so that nothing moves; names that are too long give way to the rest. */
+export function drawTyping({ typists }) {
+  const name = (text) => make("bdi", {}, text);
+  const plain = (text) => make("span", {}, text);
+  const [one, other] = typists;
+  const more = typists.length - 2;
+  const words = [];
+  if (typists.length) words.push(name(one));
+  if (more >= 0) words.push(plain(more ? ", " : " and "), name(other));
+  if (more > 0) words.push(plain(` and ${more} more`));
+  if (typists.length) words.push(plain(more < 0 ? " is typing …" : " are typing …"));
+  $("typing").replaceChildren(...words);
 }
 
 // -- the conversation ------------------------------------------------------------------------------
@@ -154,6 +200,7 @@ function elementsFrom(talk, start) {
 function fill(talk) {
   log.setAttribute("aria-live", "off");
   log.replaceChildren(...elementsFrom(talk, 0));
+  drawTicks(talk);
   setTimeout(() => log.setAttribute("aria-live", "polite"), 300);
 }
 
@@ -182,6 +229,7 @@ export function append(talk, count) {
   const wasFollowing = following;
   const fresh = count ? talk.items.slice(-count) : [];
   log.append(...elementsFrom(talk, talk.items.length - count));
+  drawTicks(talk);
   if (wasFollowing || fresh.some((item) => item.from === talk.me)) {
     toEnd();
     return;
@@ -264,15 +312,18 @@ export function drawRooms(talks, others, current) {
   $("menu").setAttribute("aria-label", elsewhere ? "Rooms, some with unread messages" : "Rooms");
 }
 
+const SHOWN = 100; // people that the list names; the rest is a number
+
 export function drawPeople(talk) {
-  const others = talk.people.filter((name) => name !== talk.me);
-  const mine = talk.people.includes(talk.me) ? [talk.me] : [];
-  $("people-list").replaceChildren(
-    ...[...mine, ...others].map((name) => make("li", { class: "person" }, ...person(name, name === talk.me))),
-  );
+  const row = ({ name, devices, away }) => {
+    const notes = [name === talk.me && "you", devices > 1 && `${devices} devices`, away && "away"].filter(Boolean);
+    return make("li", { class: away ? "person away" : "person" }, ...person(name, notes.length ? `(${notes.join(", ")})` : null));
+  };
+  const shown = talk.people.slice(0, SHOWN);
+  $("people-list").replaceChildren(...shown.map(row));
   $("people-count").textContent = talk.count;
-  const more = talk.count - talk.people.length;
-  $("people-more").textContent = more > 0 ? `and ${more} more` : "";
+  const more = talk.count - shown.length;
+  $("people-more").textContent = more > 0 ? `${shown.length ? "and " : ""}${more} more` : "";
 }
 
 /** Open or close a drawer of a small screen; the rest of the page is out of reach meanwhile. */

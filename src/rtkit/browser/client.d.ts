@@ -1,6 +1,7 @@
 /**
  * The browser SDK of rtkit: a connection to a hub that comes back by itself. One module, no dependencies; parts that
- * few need are loaded when they are needed: http.js for other transports than WebSockets, chunks.js for large units.
+ * few need are loaded when they are needed: http.js for other transports than WebSockets, chunks.js for large units,
+ * people.js for rooms that know who is there, who types, and who has read what.
  *
  *     import { connect } from "/rt/client.js";
  *
@@ -42,6 +43,10 @@
  * *Transports.* One over which nothing was heard, or that was cut soon three times in a row, has failed, unless the
  * server said why: then http.js asks whether the server is there, and chooses the next one. Each is an attempt like any
  * other, with a token of its own. What http.js opens looks like a WebSocket.
+ *
+ * *People.* A room that asks for presence or receipts is not joined before people.js is loaded; from then on it is shown
+ * everything that concerns the room, in order. Where typing or a rate for signals is told it is loaded then, and what
+ * comes until then is lost: whoever goes on typing says so again. If it cannot be loaded, rooms do without it.
  *
  * *Session.* The server gives a token with each connection; shown with the next one, in time, it goes on with the
  * session. It is dropped when another connection has taken the session over, and with a goodbye.
@@ -86,6 +91,38 @@ export type Signal = {
      * The user; null when a server sent it.
      */
     sender: string | null;
+    /**
+     * The client id it came from.
+     */
+    client: string | null;
+};
+export type Member = {
+    user: string;
+    client: string;
+    /**
+     * What it says about itself; empty for nothing.
+     */
+    meta: Record<string, any>;
+};
+export type PresenceChange = {
+    joins: Member[];
+    /**
+     * As they were.
+     */
+    leaves: Member[];
+    /**
+     * As they are now.
+     */
+    updates: Member[];
+    /**
+     * Nothing was known before: begin anew with `joins`, which are all. With nobody in it the room
+     * has too many to be listed, and is only counted.
+     */
+    whole: boolean;
+};
+export type Marks = {
+    delivered: number | null;
+    read: number | null;
 };
 export type Page<D = any> = {
     /**
@@ -133,6 +170,15 @@ export type RoomEvents<D = any> = {
      */
     gap: [gap: Gap];
     signal: [signal: Signal];
+    presence: [change: PresenceChange];
+    /**
+     * Who is typing now.
+     */
+    typing: [users: string[]];
+    /**
+     * Somebody has got or read more, or `room.unread` is less.
+     */
+    marks: [];
     /**
      * The server has let us in: the first time, and after each interruption.
      */
@@ -181,6 +227,14 @@ export type JoinOptions = {
      * Messages that may wait to be taken.
      */
     maxQueue?: number;
+    /**
+     * Be told who is here.
+     */
+    presence?: boolean;
+    /**
+     * Be told who has got and read how much; and say it of oneself.
+     */
+    receipts?: boolean;
 };
 export type Clock = {
     /**
@@ -284,6 +338,27 @@ export type ConnectOptions = {
  * @property {string} event Its name; empty when it was sent without one.
  * @property {any} data
  * @property {string | null} sender The user; null when a server sent it.
+ * @property {string | null} client The client id it came from.
+ */
+/**
+ * A client that is in a room. One user may be there with several.
+ * @typedef {object} Member
+ * @property {string} user
+ * @property {string} client
+ * @property {Record<string, any>} meta What it says about itself; empty for nothing.
+ */
+/**
+ * Who has come and gone in a room since the last time.
+ * @typedef {object} PresenceChange
+ * @property {Member[]} joins
+ * @property {Member[]} leaves As they were.
+ * @property {Member[]} updates As they are now.
+ * @property {boolean} whole Nothing was known before: begin anew with `joins`, which are all. With nobody in it the room
+ *     has too many to be listed, and is only counted.
+ */
+/**
+ * How far a user has come in a room, as offsets of its present epoch; null for not at all.
+ * @typedef {{ delivered: number | null, read: number | null }} Marks
  */
 /**
  * A page of history.
@@ -307,6 +382,9 @@ export type ConnectOptions = {
  * @property {[message: Message<D>]} message Every message, whatever its event.
  * @property {[gap: Gap]} gap Something is missing, here.
  * @property {[signal: Signal]} signal
+ * @property {[change: PresenceChange]} presence
+ * @property {[users: string[]]} typing Who is typing now.
+ * @property {[]} marks Somebody has got or read more, or `room.unread` is less.
  * @property {[info: Joined]} joined The server has let us in: the first time, and after each interruption.
  * @property {[error: Error | null]} left It is over; null when it was this client's wish.
  */
@@ -324,6 +402,8 @@ export type ConnectOptions = {
  * @property {boolean} [echo] False leaves out what this client itself has sent.
  * @property {boolean} [raw] The room publishes any JSON: never look for events in it.
  * @property {number} [maxQueue] Messages that may wait to be taken.
+ * @property {boolean} [presence] Be told who is here.
+ * @property {boolean} [receipts] Be told who has got and read how much; and say it of oneself.
  */
 /**
  * Measures time, in seconds.
@@ -590,6 +670,21 @@ export declare class Client {
  */
 export declare class Room<E extends Record<string, any> = Record<string, any>> {
     #private;
+    /**
+     * Who is here, in the order they came; if asked for with `presence`. Another array after each change. Empty while it
+     * is not known: in rooms that are too full, too, which are only counted.
+     * @readonly
+     * @type {readonly Member[]}
+     */
+    readonly members: readonly Member[];
+    /** How many clients are here. @readonly @type {number} */
+    readonly clients: number;
+    /** How far users have come, if asked for with `receipts`. @readonly @type {ReadonlyMap<string, Marks>} */
+    readonly marks: ReadonlyMap<string, Marks>;
+    /** So many messages are behind what this user has read; if asked for with `receipts`. @readonly @type {number} */
+    readonly unread: number;
+    /** The users that are typing now, in rooms that know; without this client. @returns {string[]} */
+    get typists(): string[];
     /** The full name. */
     get name(): string;
     /** Whether the server has us in now. @returns {"joining" | "joined" | "left"} */
@@ -612,8 +707,9 @@ export declare class Room<E extends Record<string, any> = Record<string, any>> {
      */
     joined(): Promise<this>;
     /**
-     * Have a function called with every message of an event, or with what happens to the room: `message`, `gap`,
-     * `signal`, `joined`, `left` (see `RoomEvents`). An event that has one of these five names comes as `message` only.
+     * Have a function called with every message of an event, or with what happens to the room: `message`, `gap`, `signal`,
+     * `joined`, `left`, `presence`, `typing`, `marks` (see `RoomEvents`). An event that has one of these names comes as
+     * `message` only.
      * What came before the first listener for messages waits for it.
      *
      * @template {keyof RoomEvents} K
@@ -636,8 +732,9 @@ export declare class Room<E extends Record<string, any> = Record<string, any>> {
      */
     on<K extends keyof RoomEvents>(name: K, listener: (...args: RoomEvents<E[keyof E]>[K]) => unknown): () => void;
     /**
-     * Have a function called with every message of an event, or with what happens to the room: `message`, `gap`,
-     * `signal`, `joined`, `left` (see `RoomEvents`). An event that has one of these five names comes as `message` only.
+     * Have a function called with every message of an event, or with what happens to the room: `message`, `gap`, `signal`,
+     * `joined`, `left`, `presence`, `typing`, `marks` (see `RoomEvents`). An event that has one of these names comes as
+     * `message` only.
      * What came before the first listener for messages waits for it.
      *
      * @template {keyof RoomEvents} K
@@ -698,6 +795,32 @@ export declare class Room<E extends Record<string, any> = Record<string, any>> {
      * @returns {boolean} False when it cannot be sent now: not in the room, or too many wait.
      */
     signal(event: string, data?: any): boolean;
+    /**
+     * This user is typing: call it with each key. Others are told every now and then, and that it is over when it was
+     * not called for a while, and with `send`. Nothing happens while not in the room, or in one without typing (X1).
+     * @param {boolean} [on] False: no more.
+     */
+    typing(on?: boolean): void;
+    /**
+     * Replace what this client says about itself to the others in the room. A client that had to come back as another
+     * one says it again.
+     * @param {Record<string, any>} meta
+     * @returns {Promise<void>}
+     * @throws {CallError} The server refused it.
+     */
+    updatePresence(meta: Record<string, any>): Promise<void>;
+    /**
+     * This user has read everything up to here, on whatever device. Told at once, but once a second at most (X2).
+     * @param {Message | Position | null} [place] Without it, what was handed out last.
+     */
+    markRead(place?: Message | Position | null): void;
+    /**
+     * The users that are as far as this, or further.
+     * @param {Message | Position} place
+     * @param {"delivered" | "read"} [kind]
+     * @returns {string[]}
+     */
+    reached(place: Message | Position, kind?: "delivered" | "read"): string[];
     /**
      * A page of the room's history: what follows `since`, or from the oldest kept; in reverse what comes before it,
      * or from the newest.

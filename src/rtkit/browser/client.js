@@ -1,6 +1,7 @@
 /**
  * The browser SDK of rtkit: a connection to a hub that comes back by itself. One module, no dependencies; parts that
- * few need are loaded when they are needed: http.js for other transports than WebSockets, chunks.js for large units.
+ * few need are loaded when they are needed: http.js for other transports than WebSockets, chunks.js for large units,
+ * people.js for rooms that know who is there, who types, and who has read what.
  *
  *     import { connect } from "/rt/client.js";
  *
@@ -42,6 +43,10 @@
  * *Transports.* One over which nothing was heard, or that was cut soon three times in a row, has failed, unless the
  * server said why: then http.js asks whether the server is there, and chooses the next one. Each is an attempt like any
  * other, with a token of its own. What http.js opens looks like a WebSocket.
+ *
+ * *People.* A room that asks for presence or receipts is not joined before people.js is loaded; from then on it is shown
+ * everything that concerns the room, in order. Where typing or a rate for signals is told it is loaded then, and what
+ * comes until then is lost: whoever goes on typing says so again. If it cannot be loaded, rooms do without it.
  *
  * *Session.* The server gives a token with each connection; shown with the next one, in time, it goes on with the
  * session. It is dropped when another connection has taken the session over, and with a goodbye.
@@ -88,6 +93,30 @@
  * @property {string} event Its name; empty when it was sent without one.
  * @property {any} data
  * @property {string | null} sender The user; null when a server sent it.
+ * @property {string | null} client The client id it came from.
+ */
+
+/**
+ * A client that is in a room. One user may be there with several.
+ * @typedef {object} Member
+ * @property {string} user
+ * @property {string} client
+ * @property {Record<string, any>} meta What it says about itself; empty for nothing.
+ */
+
+/**
+ * Who has come and gone in a room since the last time.
+ * @typedef {object} PresenceChange
+ * @property {Member[]} joins
+ * @property {Member[]} leaves As they were.
+ * @property {Member[]} updates As they are now.
+ * @property {boolean} whole Nothing was known before: begin anew with `joins`, which are all. With nobody in it the room
+ *     has too many to be listed, and is only counted.
+ */
+
+/**
+ * How far a user has come in a room, as offsets of its present epoch; null for not at all.
+ * @typedef {{ delivered: number | null, read: number | null }} Marks
  */
 
 /**
@@ -114,6 +143,9 @@
  * @property {[message: Message<D>]} message Every message, whatever its event.
  * @property {[gap: Gap]} gap Something is missing, here.
  * @property {[signal: Signal]} signal
+ * @property {[change: PresenceChange]} presence
+ * @property {[users: string[]]} typing Who is typing now.
+ * @property {[]} marks Somebody has got or read more, or `room.unread` is less.
  * @property {[info: Joined]} joined The server has let us in: the first time, and after each interruption.
  * @property {[error: Error | null]} left It is over; null when it was this client's wish.
  */
@@ -133,6 +165,8 @@
  * @property {boolean} [echo] False leaves out what this client itself has sent.
  * @property {boolean} [raw] The room publishes any JSON: never look for events in it.
  * @property {number} [maxQueue] Messages that may wait to be taken.
+ * @property {boolean} [presence] Be told who is here.
+ * @property {boolean} [receipts] Be told who has got and read how much; and say it of oneself.
  */
 
 /**
@@ -385,6 +419,17 @@ function check(fits, rule, value) {
 /** @param {string} text */
 const isWellFormed = (text) => !/\p{Cs}/u.test(text);
 
+/** people.js, as soon as it is loaded. @type {any} */
+let people;
+
+async function loadPeople() {
+  try {
+    people ??= await import("./people.js");
+  } catch (cause) {
+    throw new RtkitError(`no people.js: ${cause}`, { cause });
+  }
+}
+
 /** @param {() => void} callback */
 const soon = (callback) => queueMicrotask(callback);
 
@@ -636,6 +681,7 @@ function subscribeResult(value) {
     publications: publications(body.publications),
     data: body.data,
     gap: gapBody(body.gap),
+    body,
   };
 }
 
@@ -698,6 +744,12 @@ class Membership {
   limit = 1024;
   /** Sent with every join. @type {any} */
   data = undefined;
+  /** What else is asked for with every join. @type {{ presence?: boolean, marks?: boolean }} */
+  wants = {};
+  /** What the application holds. @type {any} */
+  face = null;
+  /** What people.js has for it. @type {any} */
+  part = null;
   /** What the latest join was answered with. @type {any} */
   joinData = undefined;
   joins = 0;
@@ -719,7 +771,7 @@ class Membership {
   #holed = false;
   /** Behind the last item that was handed out. @type {Position | null} */
   #handed = null;
-  /** A join that the application has not been told. @type {Joined | null} */
+  /** A join that the application has not been told, and its reply. @type {[Joined, any] | null} */
   #entered = null;
   #delivering = false;
 
@@ -745,9 +797,10 @@ class Membership {
     this.phase = "asked";
     this.#deaf = false;
     this.#askedFrom = this.at;
-    const { channel, data, at } = this;
-    if (!at) return { channel, data, rewind: this.rewind || undefined };
-    return this.forgotten ? { channel, data } : { channel, data, ...standing(at) };
+    const { channel, data, at, wants } = this;
+    const body = { channel, data, ...wants };
+    if (!at) return { ...body, rewind: this.rewind || undefined };
+    return this.forgotten ? body : { ...body, ...standing(at) };
   }
 
   /**
@@ -770,7 +823,9 @@ class Membership {
   adopt(result, asked) {
     if (this.phase !== "out") return undefined;
     // The application asked for a join of its own making.
-    if (!this.joins && (this.rewind || this.data !== undefined)) return "rejoin";
+    const { presence, marks } = result.body;
+    const lacks = (this.wants.presence && !presence) || (this.wants.marks && !marks);
+    if (lacks || (!this.joins && (this.rewind || this.data !== undefined))) return "rejoin";
     return this.#enter(result, this.at !== null && this.at === asked);
   }
 
@@ -805,7 +860,7 @@ class Membership {
     } else if (asked) {
       this.#move(gapOfJoin(result, before, end));
     }
-    this.#entered = { data: this.joinData, position: this.position, recovered };
+    this.#entered = [{ data: this.joinData, position: this.position, recovered }, result.body];
     for (const each of result.publications) {
       const todo = this.#take(each);
       if (todo || this.#deaf) return todo;
@@ -893,6 +948,7 @@ class Membership {
     if (this.phase !== "ended") this.phase = "out";
     this.#deaf = false;
     this.retryAt = Infinity;
+    this.part?.reset();
   }
 
   /** How long to stay out after an interruption. @param {number} now */
@@ -963,6 +1019,7 @@ class Membership {
       if (item.epoch) this.#handed = { epoch: item.epoch, offset: item.to };
     } else if (item?.position) this.#handed = item.position;
     if (this.#deaf && this.#queue.length <= this.limit / 2) this.engine.resume(this);
+    if (!this.#delivering) this.part?.look();
     return item;
   }
 
@@ -974,12 +1031,19 @@ class Membership {
       const info = this.#entered;
       if (info) {
         this.#entered = null;
-        this.events.emit("joined", info);
+        const [joined, body] = info;
+        const attend = () => people.attend(this, this.engine).joined(body);
+        const tell = people && attend();
+        this.events.emit("joined", joined);
+        tell?.();
+        // It is missed by nobody meanwhile: who types says so again.
+        if (!people && (body.typing || body.signals)) loadPeople().then(attend, (error) => this.engine.tell(error));
       } else if (this.filled && this.heard) {
         this.#hand(/** @type {Message | Gap} */ (this.next()));
       } else break;
     }
     this.#delivering = false;
+    this.part?.look();
     for (const wake of [...this.waiting]) wake();
   }
 
@@ -995,18 +1059,29 @@ class Membership {
     }
   }
 
-  /** Call back after each change until it answers true. @param {() => boolean} check */
-  wait(check) {
-    if (check()) return;
-    const wake = () => {
-      if (check()) this.waiting.delete(wake);
-    };
-    this.waiting.add(wake);
+  /**
+   * Look after each change until there is something.
+   * @template T
+   * @param {() => T | undefined} look
+   * @returns {Promise<T>}
+   */
+  wait(look) {
+    return new Promise((resolve, reject) => {
+      const wake = () => {
+        const found = look();
+        if (found) resolve(found);
+        else if (this.phase === "ended") reject(this.error ?? leftError(this.channel));
+        else return false;
+        return this.waiting.delete(wake);
+      };
+      this.waiting.add(wake);
+      wake();
+    });
   }
 }
 
 /** What a room tells about itself; every other name is that of a message type. */
-const ROOM_EVENTS = new Set(["message", "gap", "signal", "joined", "left"]);
+const ROOM_EVENTS = new Set(["message", "gap", "signal", "joined", "left", "presence", "typing", "marks"]);
 
 /** @param {string} name */
 const takesMessages = (name) => name === "message" || !ROOM_EVENTS.has(name);
@@ -1074,7 +1149,10 @@ class Link {
    * @type {{ method: string, body: any, answered: (reply: any, error: CallError | null) => void }[]}
    */
   asks = [];
-  /** @type {Map<string, string>} */
+  /**
+   * What may be lost, and waits to be written: of each kind the newest.
+   * @type {Map<string, [method: string, json: string]>}
+   */
   signals = new Map();
   /** What the server said before it closes. @type {Ending | null} */
   closed = null;
@@ -1145,7 +1223,7 @@ class Engine {
   #clock;
   #random;
   #page;
-  #now;
+  now;
   #backoff;
   #keyPrefix;
   /** @type {Map<string, Membership>} */
@@ -1203,7 +1281,7 @@ class Engine {
     this.#clock = clock;
     this.#random = random;
     this.#page = page;
-    this.#now = sleepless(clock);
+    this.now = sleepless(clock);
     this.#backoff = this.#newBackoff();
     this.#keyPrefix = `${random()}${random()}`;
   }
@@ -1242,8 +1320,14 @@ class Engine {
   }
 
   close() {
+    this.#parts("flush");
     this.#bye();
     this.#finish({ code: NORMAL, reason: "closed" }, true);
+  }
+
+  /** Have people.js do something in all rooms. @param {"look" | "flush"} what */
+  #parts(what) {
+    for (const room of [...this.#rooms.values()]) room.part?.[what]();
   }
 
   /** Our session shall not be kept. */
@@ -1307,8 +1391,8 @@ class Engine {
   }
 
   #openWithin() {
-    this.#openBy = this.#now() + Math.min(this.#limits.openTimeout, this.#choice.mute);
-    this.#arm();
+    this.#openBy = this.now() + Math.min(this.#limits.openTimeout, this.#choice.mute);
+    this.arm();
   }
 
   /** @returns {Promise<string>} */
@@ -1332,7 +1416,10 @@ class Engine {
     for (const room of this.#rooms.values()) {
       if (room.server && !room.forgotten) link.asked.set(room.channel, room.at);
     }
-    const subs = [...link.asked].map(([channel, at]) => [channel, at ? standing(at) : {}]);
+    const subs = [...link.asked].map(([channel, at]) => [
+      channel,
+      { ...(people && this.#rooms.get(channel)?.wants), ...(at && standing(at)) },
+    ]);
     const body = {
       token: token || undefined,
       data: this.#data,
@@ -1341,7 +1428,7 @@ class Engine {
       rt: { v: 1, resume: this.#resume || undefined },
     };
     this.#openWithin();
-    this.#ask("connect", body, (reply, error) => {
+    this.ask("connect", body, (reply, error) => {
       if (error) this.#refused(error);
       else if (reply) this.#welcomed(link, object(reply.connect) ?? {});
     });
@@ -1349,7 +1436,7 @@ class Engine {
 
   /** @param {Link} link @param {any} result */
   #welcomed(link, result) {
-    const now = this.#now();
+    const now = this.now();
     const rt = object(result.rt);
     const limits = object(rt?.limits) ?? {};
     const [rate, burst] = [number(limits.rate), number(limits.burst)];
@@ -1385,7 +1472,7 @@ class Engine {
       else this.drop(room, null); // the server did not put us in again
     }
     this.#flushSoon();
-    this.#arm();
+    this.arm();
     this.#set("connected");
     for (const room of [...this.#rooms.values()]) room.deliver();
   }
@@ -1410,7 +1497,7 @@ class Engine {
     const link = this.#link;
     // What the server said before it closes counts more than how the pipe ended.
     if (link?.closed && !ending.terminal) ending = link.closed;
-    const now = this.#now();
+    const now = this.now();
     this.#attempt += 1;
     this.#openBy = Infinity;
     this.lastFailure = `${ending.reason || "connection lost"} (code ${ending.code})`;
@@ -1438,7 +1525,7 @@ class Engine {
       }
       this.#dueAt = now + this.#backoff.next();
     }
-    this.#arm();
+    this.arm();
     this.#set("waiting");
   }
 
@@ -1472,7 +1559,7 @@ class Engine {
 
   /** @param {Link} link @param {any} frame */
   #received(link, frame) {
-    link.heardAt = this.#now();
+    link.heardAt = this.now();
     link.probeBy = Infinity;
     try {
       for (const line of frame.split("\n")) {
@@ -1492,7 +1579,7 @@ class Engine {
     else if (id) {
       const error = callError(unit.error);
       if (error?.code === TOO_MANY_REQUESTS) {
-        link.until = Math.max(link.until, this.#now() + (error.retryAfter ?? 1));
+        link.until = Math.max(link.until, this.now() + (error.retryAfter ?? 1));
         this.#flushSoon();
       }
       const answered = link.answers.get(id);
@@ -1534,13 +1621,15 @@ class Engine {
     const channel = text(push.channel);
     const room = put ? this.#putIn(channel, subscribeResult(put)) : this.#rooms.get(channel);
     if (!room) return; // just left
-    if (pub) this.#act(room, room.published(publication(pub)));
-    else if (gap) this.#act(room, room.toldGap(gapBody(gap)));
-    else if (position) this.#act(room, room.told(epoch(position.epoch), count(position.offset)));
-    else if (out) this.#act(room, room.unsubscribed(count(out.code), text(out.reason)));
-    else if (signal && room.phase === "in") {
-      const { event, data = null, user } = signal;
-      room.events.emit("signal", { event: text(event), data, sender: text(user) || null });
+    if (room.phase === "in" && room.part?.took(push)) return room.deliver();
+    if (pub) this.act(room, room.published(publication(pub)));
+    else if (gap) this.act(room, room.toldGap(gapBody(gap)));
+    else if (position) this.act(room, room.told(epoch(position.epoch), count(position.offset)));
+    else if (out) this.act(room, room.unsubscribed(count(out.code), text(out.reason)));
+    else if (room.phase === "in" && signal) {
+      const { event, data = null } = signal;
+      const [sender, client] = [signal.user, signal.client].map((name) => text(name) || null);
+      room.events.emit("signal", { event: text(event), data, sender, client });
     }
     room.deliver();
   }
@@ -1549,7 +1638,8 @@ class Engine {
 
   /** @param {string} channel @param {JoinOptions} options */
   join(channel, options) {
-    const { since = null, rewind = 0, data, echo = true, raw = false, maxQueue = 1024 } = options;
+    const { since = null, rewind = 0, data, echo = true, raw = false, maxQueue = 1024, presence, receipts } = options;
+    const wants = { presence, marks: receipts };
     this.refuse();
     const fits = isName(channel) && !/[\u0000-\u001f\u007f]/.test(channel);
     check(fits, "a name has 1 to 255 bytes, no controls", channel);
@@ -1559,15 +1649,15 @@ class Engine {
     const found = this.#rooms.get(channel);
     check(!found?.bound, `${quoted(channel)} is joined already`);
     const room = found ?? new Membership(this, channel, this.#newBackoff());
-    Object.assign(room, { bound: true, data: copied(data), echo, raw, limit: maxQueue });
+    Object.assign(room, { bound: true, data: copied(data), echo, raw, limit: maxQueue, wants });
     if (!found) {
       this.#rooms.set(channel, room);
       room.rebase(at, rewind);
       this.#subscribe(room);
-    } else if (at || rewind || room.data !== undefined) {
+    } else if (at || rewind || room.data !== undefined || presence || receipts) {
       // It wants a join of its own making; what was gathered comes again, or is not wanted.
       room.rebase(at, rewind);
-      if (room.phase === "in") this.#act(room, "rejoin");
+      if (room.phase === "in") this.act(room, "rejoin");
     }
     soon(() => room.deliver());
     return room;
@@ -1576,6 +1666,7 @@ class Engine {
   /** Leave a room for good, at once. @param {Membership} room @returns {Promise<void>} The server has confirmed it. */
   leave(room) {
     const { phase, channel } = room;
+    room.part?.flush();
     return new Promise((resolve) => {
       if (this.#rooms.get(channel) === room) this.drop(room, null, leftError(channel), true);
       if (!this.#link?.online || (phase !== "asked" && phase !== "in")) {
@@ -1583,7 +1674,7 @@ class Engine {
         return;
       }
       const timer = this.#clock.setTimeout(resolve, LEAVE_TIMEOUT);
-      this.#ask("unsubscribe", { channel }, () => {
+      this.ask("unsubscribe", { channel }, () => {
         this.#clock.clearTimeout(timer);
         resolve();
       });
@@ -1613,15 +1704,15 @@ class Engine {
     const room = this.#rooms.get(channel) ?? new Membership(this, channel, this.#newBackoff());
     this.#rooms.set(channel, room);
     room.server = true;
-    this.#act(room, room.adopt(result, this.#link?.asked.get(channel)));
+    this.act(room, room.adopt(result, this.#link?.asked.get(channel)));
     return room;
   }
 
   /** @param {Membership} room @param {"join" | "rejoin" | undefined} todo */
-  #act(room, todo) {
+  act(room, todo) {
     if (todo) {
-      const now = this.#now();
-      if (todo === "rejoin") this.#ask("unsubscribe", { channel: room.channel });
+      const now = this.now();
+      if (todo === "rejoin") this.ask("unsubscribe", { channel: room.channel });
       const delay = room.delay(now);
       if (delay) this.#joinAt(room, now + delay);
       else this.#subscribe(room);
@@ -1633,28 +1724,42 @@ class Engine {
   #joinAt(room, when) {
     room.reset();
     room.retryAt = when;
-    this.#arm();
+    this.arm();
   }
 
   /** Enough of a full queue is drained: go on. @param {Membership} room */
   resume(room) {
-    this.#ask("unsubscribe", { channel: room.channel });
+    this.ask("unsubscribe", { channel: room.channel });
     this.#subscribe(room);
   }
 
   /** @param {Membership} room */
   #subscribe(room) {
-    if (!this.#link?.online) return;
+    const link = this.#link;
+    const { presence, marks } = room.wants;
+    if (!link?.online) return;
+    if (!people && (presence || marks)) {
+      // Nothing may come before it is there.
+      const join = () => {
+        if (link === this.#link && /out|in/.test(room.phase)) this.#subscribe(room);
+      };
+      loadPeople().then(join, (error) => {
+        room.wants = {};
+        this.tell(error);
+        join();
+      });
+      return;
+    }
     room.retryAt = Infinity;
-    this.#ask("subscribe", room.request(), (reply, error) => {
+    this.ask("subscribe", room.request(), (reply, error) => {
       if (!reply || this.#rooms.get(room.channel) !== room) return;
-      if (!error) this.#act(room, room.accept(subscribeResult(reply.subscribe)));
-      else if (error.code === ALREADY_SUBSCRIBED) this.#act(room, "rejoin");
+      if (!error) this.act(room, room.accept(subscribeResult(reply.subscribe)));
+      else if (error.code === ALREADY_SUBSCRIBED) this.act(room, "rejoin");
       else if (error.code === UNRECOVERABLE && room.at && !room.forgotten) {
         room.forgotten = true;
         this.#subscribe(room);
       } else if (error.temporary) {
-        room.began = this.#now();
+        room.began = this.now();
         this.#joinAt(room, room.began + room.backoff.next(windowOf(error)));
       } else this.drop(room, error);
       room.deliver();
@@ -1721,7 +1826,7 @@ class Engine {
 
   /** Give up what was written too long ago to be written again (H7). */
   #expire() {
-    const limit = this.#now() - this.#limits.resendWithin + HAIR;
+    const limit = this.now() - this.#limits.resendWithin + HAIR;
     for (const sending of this.commands) {
       if (!sending.flying && sending.keyed && (sending.since ?? Infinity) <= limit) {
         sending.settle(unknown());
@@ -1729,14 +1834,26 @@ class Engine {
     }
   }
 
-  /** @param {string} channel @param {string} event @param {unknown} data */
-  signal(channel, event, data) {
+  /** @param {Membership} room @param {string} event @param {unknown} data @returns {boolean} */
+  signal(room, event, data) {
+    const json = encode({ channel: room.channel, event: event || undefined, data });
+    const send = () => this.post(room, event, "signal", json);
+    return room.part ? room.part.signal(event, send) : send();
+  }
+
+  /**
+   * Write it when there is nothing else to be written. Of the same kind only the newest.
+   * @param {Membership} room
+   * @param {string} kind
+   * @param {string} method
+   * @param {string} json
+   * @returns {boolean} False when it cannot be.
+   */
+  post({ phase, channel }, kind, method, json) {
     const link = this.#link;
-    const json = encode({ channel, event: event || undefined, data });
-    const kind = `${channel}\n${event}`;
-    if (!link?.rt || this.#rooms.get(channel)?.phase !== "in") return false;
-    if (!link.signals.has(kind) && link.signals.size >= MANY) return false;
-    link.signals.set(kind, json);
+    kind = `${method}\n${channel}\n${kind}`;
+    if (!link?.rt || phase !== "in" || (!link.signals.has(kind) && link.signals.size >= MANY)) return false;
+    link.signals.set(kind, [method, json]);
     this.#flushSoon();
     return true;
   }
@@ -1749,14 +1866,16 @@ class Engine {
    * @param {any} body
    * @param {(reply: any, error: CallError | null) => void} [answered]
    */
-  #ask(method, body, answered = () => {}) {
+  ask(method, body, answered = () => {}) {
     const link = this.#link;
     if (!link) return;
     if (method.endsWith("subscribe")) {
       link.asks.push({ method, body, answered });
       this.#flushSoon();
     } else {
-      link.bucket?.(this.#now(), true);
+      // A browser complains of what is sent on a socket that is closing.
+      if (link.socket.readyState > 1) return;
+      link.bucket?.(this.now(), true);
       link.socket.send(this.#written(link, method, JSON.stringify(body), answered));
     }
   }
@@ -1812,10 +1931,10 @@ class Engine {
     const sending = ask ? undefined : this.#nextSending(link);
     const [signal] = link.signals;
     if (!ask && !sending && !signal) return "";
-    const now = this.#now();
+    const now = this.now();
     const wait = link.until > now ? link.until - now : (link.bucket?.(now) ?? 0);
     if (wait) {
-      this.#arm(now + wait);
+      this.arm(now + wait);
       return "";
     }
     if (ask) {
@@ -1828,7 +1947,7 @@ class Engine {
       return this.#written(link, sending.method, sending.json, (...answer) => this.#replied(link, sending, ...answer));
     }
     link.signals.delete(signal[0]);
-    return this.#written(link, "signal", signal[1], () => {});
+    return this.#written(link, ...signal[1], () => {});
   }
 
   /** The next command that is within the server's limits; the others are told that they are not. @param {Link} link */
@@ -1868,8 +1987,8 @@ class Engine {
    */
   #scheduleRefresh(link, ttl) {
     if (typeof this.#token !== "function") return;
-    link.refreshAt = this.#now() + ttl - Math.min(10, ttl * 0.2);
-    this.#arm();
+    link.refreshAt = this.now() + ttl - Math.min(10, ttl * 0.2);
+    this.arm();
   }
 
   /** @param {Link} link */
@@ -1881,14 +2000,14 @@ class Engine {
     const failed = (cause, again, error) => {
       if (link !== this.#link) return;
       // Given up, the identity expires: the server closes the connection, and the next one finds out.
-      if (again) link.refreshAt = this.#now() + (error?.retryAfter ?? 1 + 2 * this.#random());
-      this.#arm();
+      if (again) link.refreshAt = this.now() + (error?.retryAfter ?? 1 + 2 * this.#random());
+      this.arm();
       this.tell(new RtkitError(`no token: ${cause}`, { cause }));
     };
     try {
       const token = await this.#getToken();
       if (link !== this.#link) return;
-      this.#ask("refresh", { token }, (reply, error) => {
+      this.ask("refresh", { token }, (reply, error) => {
         const result = object(reply?.refresh);
         if (error) failed(error, error.temporary || isExpired(error), error);
         else if (result && flag(result.expires)) this.#scheduleRefresh(link, count(result.ttl));
@@ -1903,13 +2022,13 @@ class Engine {
   // Time.
 
   /** Have the timer come in time for what is due, or at this moment if that is sooner. @param {number} [when] */
-  #arm(when = Infinity) {
+  arm(when = Infinity) {
     if (this.closed || this.#suspended) return;
-    const now = this.#now();
+    const now = this.now();
     const link = this.#link;
     let due = Math.min(when, now + TICK, this.#dueAt, this.#openBy);
     if (link) due = Math.min(due, link.probeBy < Infinity ? link.probeBy : this.#silentAt(link), link.refreshAt);
-    for (const room of this.#rooms.values()) due = Math.min(due, room.retryAt);
+    for (const { retryAt, part } of this.#rooms.values()) due = Math.min(due, retryAt, part?.due ?? due);
     if (this.#timerDue <= due) return;
     this.#clearTimer();
     this.#timerDue = due;
@@ -1922,7 +2041,7 @@ class Engine {
   }
 
   #tick() {
-    const now = Math.max(this.#now(), this.#timerDue); // timers may come a hair early
+    const now = Math.max(this.now(), this.#timerDue); // timers may come a hair early
     const late = now - this.#timerDue;
     this.#timerDue = Infinity;
     this.#expire();
@@ -1931,9 +2050,10 @@ class Engine {
     const link = this.#link;
     if (link?.online) this.#checkSilence(link, now, late);
     for (const room of this.#rooms.values()) if (room.retryAt <= now) this.#subscribe(room);
+    this.#parts("look");
     if (link && link === this.#link && link.refreshAt <= now) this.#refresh(link);
     this.#flush();
-    this.#arm();
+    this.arm();
   }
 
   /** When silence means that the server is gone. @param {Link} link */
@@ -1965,8 +2085,8 @@ class Engine {
     if (link.probeBy < Infinity) return;
     // Behind a command that takes its time our ping has to wait, and the next of the server's is proof enough.
     link.probeBy = now + PROBE + (link.answers.size ? link.ping : 0);
-    this.#ask("ping", {});
-    this.#arm();
+    this.ask("ping", {});
+    this.arm();
   }
 
   // The page (K3).
@@ -2004,7 +2124,8 @@ class Engine {
   /** Do not trust what we believed before. */
   #check() {
     const link = this.#link;
-    const now = this.#now();
+    const now = this.now();
+    this.#parts("look");
     if (this.#dueAt <= now) this.#connect();
     else if (link?.online && now - link.heardAt > LATE) this.#probe(link, now);
   }
@@ -2012,13 +2133,13 @@ class Engine {
   /** The network or the page came back: waiting is over, unless the server named a window. */
   #back() {
     this.#backoff.reset();
-    if (this.state === "waiting" && !this.#suspended) this.#dueAt = Math.max(this.#now(), this.#notBefore);
+    if (this.state === "waiting" && !this.#suspended) this.#dueAt = Math.max(this.now(), this.#notBefore);
     this.#check();
-    this.#arm();
+    this.arm();
   }
 
   #wentOffline() {
-    if (this.state === "waiting") this.#dueAt = Math.max(this.#dueAt, this.#now() + this.#limits.maxDelay);
+    if (this.state === "waiting") this.#dueAt = Math.max(this.#dueAt, this.now() + this.#limits.maxDelay);
     this.#check();
   }
 
@@ -2029,6 +2150,7 @@ class Engine {
    */
   #suspend({ persisted }) {
     if (this.#suspended) return;
+    this.#parts("flush");
     this.#suspended = true;
     if (persisted === false) this.#bye();
     this.#clearTimer();
@@ -2175,6 +2297,29 @@ export class Room {
   constructor(engine, room) {
     this.#engine = engine;
     this.#room = room;
+    room.face = this;
+  }
+
+  /**
+   * Who is here, in the order they came; if asked for with `presence`. Another array after each change. Empty while it
+   * is not known: in rooms that are too full, too, which are only counted.
+   * @readonly
+   * @type {readonly Member[]}
+   */
+  members = [];
+
+  /** How many clients are here. @readonly @type {number} */
+  clients = 0;
+
+  /** How far users have come, if asked for with `receipts`. @readonly @type {ReadonlyMap<string, Marks>} */
+  marks = new Map();
+
+  /** So many messages are behind what this user has read; if asked for with `receipts`. @readonly @type {number} */
+  unread = 0;
+
+  /** The users that are typing now, in rooms that know; without this client. @returns {string[]} */
+  get typists() {
+    return this.#room.part?.typists ?? [];
   }
 
   /** The full name. */
@@ -2213,19 +2358,13 @@ export class Room {
    */
   joined() {
     const room = this.#room;
-    return new Promise((resolve, reject) => {
-      room.wait(() => {
-        if (room.phase === "ended") reject(room.error ?? leftError(room.channel));
-        else if (room.joins) resolve(this);
-        else return false;
-        return true;
-      });
-    });
+    return room.wait(() => (room.joins && room.phase !== "ended" ? this : undefined));
   }
 
   /**
-   * Have a function called with every message of an event, or with what happens to the room: `message`, `gap`,
-   * `signal`, `joined`, `left` (see `RoomEvents`). An event that has one of these five names comes as `message` only.
+   * Have a function called with every message of an event, or with what happens to the room: `message`, `gap`, `signal`,
+   * `joined`, `left`, `presence`, `typing`, `marks` (see `RoomEvents`). An event that has one of these names comes as
+   * `message` only.
    * What came before the first listener for messages waits for it.
    *
    * @template {keyof RoomEvents} K
@@ -2268,15 +2407,9 @@ export class Room {
     const iterator = {
       [Symbol.asyncIterator]: () => iterator,
       next: () =>
-        new Promise((resolve, reject) => {
-          room.wait(() => {
-            if (!over && room.filled) {
-              resolve({ done: false, value: /** @type {Message | Gap} */ (room.next()) });
-            } else if (over || (room.phase === "ended" && !room.error)) resolve({ done: true, value: undefined });
-            else if (room.phase === "ended") reject(room.error);
-            else return false;
-            return true;
-          });
+        room.wait(() => {
+          if (!over && room.filled) return { done: false, value: /** @type {Message | Gap} */ (room.next()) };
+          return over || (room.phase === "ended" && !room.error) ? { done: true, value: undefined } : undefined;
         }),
       return: async () => {
         if (!over) room.iterators -= 1;
@@ -2324,6 +2457,7 @@ export class Room {
   async #publish(data, options) {
     const room = this.#alive();
     const body = { channel: room.channel, key: this.#engine.key(options.key) };
+    room.part?.sending();
     const reply = await this.#engine.submit("publish", body, data, options);
     const result = object(reply.publish) ?? {};
     if (result.data !== undefined || !result.epoch) return result.data ?? null;
@@ -2339,7 +2473,48 @@ export class Room {
    */
   signal(event, data = null) {
     this.#engine.refuse();
-    return this.#engine.signal(this.#alive().channel, event, data);
+    return this.#engine.signal(this.#alive(), event, data);
+  }
+
+  /**
+   * This user is typing: call it with each key. Others are told every now and then, and that it is over when it was
+   * not called for a while, and with `send`. Nothing happens while not in the room, or in one without typing (X1).
+   * @param {boolean} [on] False: no more.
+   */
+  typing(on = true) {
+    this.#room.part?.typing(on);
+  }
+
+  /**
+   * Replace what this client says about itself to the others in the room. A client that had to come back as another
+   * one says it again.
+   * @param {Record<string, any>} meta
+   * @returns {Promise<void>}
+   * @throws {CallError} The server refused it.
+   */
+  async updatePresence(meta) {
+    const room = this.#alive();
+    meta = copied(meta);
+    await loadPeople();
+    await people.attend(room, this.#engine).update(meta);
+  }
+
+  /**
+   * This user has read everything up to here, on whatever device. Told at once, but once a second at most (X2).
+   * @param {Message | Position | null} [place] Without it, what was handed out last.
+   */
+  markRead(place) {
+    this.#room.part?.read(placeOf(place ?? this.position));
+  }
+
+  /**
+   * The users that are as far as this, or further.
+   * @param {Message | Position} place
+   * @param {"delivered" | "read"} [kind]
+   * @returns {string[]}
+   */
+  reached(place, kind = "read") {
+    return this.#room.part?.reached(placeOf(place), kind) ?? [];
   }
 
   /**
@@ -2384,6 +2559,9 @@ export class Room {
     return room;
   }
 }
+
+/** @param {any} place Of a message, or a position. */
+const placeOf = (place) => checkedPosition(place?.position ?? place);
 
 const EITHER_OR = "listen or iterate";
 

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from ..messages import Message, Page
+from ..messages import Marks, Member, Message, Page
 from ..position import Gap, Position
 from .client import Client
 from .connecting import TransportName, connect
@@ -21,10 +21,20 @@ from .fallback import FallbackDialer
 from .feeds import Feed
 from .options import Policy
 from .poll import PollDialer
+from .presence import RoomPresence
+from .receipts import RoomReceipts
 from .room import RoomClient
 from .sse import SseDialer
 from .transport import Dialer, DialFailed, Opener, Wire, WireClosed
-from .values import ClientStatistics, RoomStatistics, Signal, State, Unsubscribed
+from .values import (
+    ClientStatistics,
+    MarksChange,
+    PresenceChange,
+    RoomStatistics,
+    Signal,
+    State,
+    Unsubscribed,
+)
 from .websocket import WebSocketDialer
 
 __all__ = [
@@ -36,13 +46,19 @@ __all__ = [
     "connect",
     # rooms
     "RoomClient",
+    "RoomPresence",
+    "RoomReceipts",
     "Unsubscribed",
     # what they bring
     "Feed",
     "Gap",
+    "Marks",
+    "MarksChange",
+    "Member",
     "Message",
     "Page",
     "Position",
+    "PresenceChange",
     "Signal",
     # what they have seen
     "ClientStatistics",

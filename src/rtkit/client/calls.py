@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 
-from ..wire import Command, Reply, dumps
+from .. import codes
+from ..errors import CallError
+from ..wire import Command, ErrorBody, Reply, dumps
 
-__all__ = ["Answered", "Calls"]
+__all__ = ["Answered", "Calls", "call_error", "window_of"]
 
 #: Called with the reply and the moment; with None when the connection is lost before.
 Answered = Callable[[Reply | None, float], None]
+
+
+def call_error(error: ErrorBody) -> CallError:
+    """The exception for an error reply."""
+    temporary = error.temporary or error.code in codes.TEMPORARY
+    retry_after = max(0.0, error.retry_after) or None
+    return CallError(error.code, error.message, temporary=temporary, retry_after=retry_after)
+
+
+def window_of(error: CallError) -> tuple[float, float] | None:
+    """When to try again, as the server said; spread over half as long again."""
+    if error.retry_after is None or not error.retry_after < math.inf:
+        return None
+    return error.retry_after, error.retry_after * 1.5
 
 
 class Calls:
@@ -44,7 +61,10 @@ class Calls:
 
     def write(self, *, urgent: bool) -> bytes:
         """The unit that is written next."""
-        command, answered = (self._urgent if urgent else self._queue).popleft()
+        return self.written(*(self._urgent if urgent else self._queue).popleft())
+
+    def written(self, command: Command, answered: Answered) -> bytes:
+        """The unit of a command that is written now, without having waited here."""
         command.id = self.new_id()
         self._waiting[command.id] = answered
         return dumps(command)

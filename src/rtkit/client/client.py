@@ -56,6 +56,8 @@ class JoinOptions(TypedDict, total=False):
     rewind: int
     echo: bool
     max_queue: int
+    presence: bool
+    receipts: bool
 
 
 class Client:
@@ -300,6 +302,8 @@ class Client:
         rewind: int = 0,
         echo: bool = True,
         max_queue: int = 1024,
+        presence: bool = False,
+        receipts: bool = False,
     ) -> RoomClient[Any]:
         """Join a room; returns at once. Enter what is returned, or await it, to wait until the room is joined.
 
@@ -315,6 +319,9 @@ class Client:
         :param max_queue: messages that may wait to be iterated over. Beyond that a room with history is left,
             and recovered from there when half of them are drained; in one without history the oldest are dropped,
             and a gap says so.
+        :param presence: be told who is there: :attr:`RoomClient.presence`. A room without presence is refused then,
+            with a ``CallError`` of code 108, and so is one where the right to see it is missing, with 103.
+        :param receipts: be told how far others have read, and tell them: :attr:`RoomClient.receipts`. Likewise.
         :raises UsageError: when the room is joined already.
         :raises DeclarationError: for types that cannot be messages.
         :raises InvalidMessage: for *data* that JSON cannot hold.
@@ -344,6 +351,8 @@ class Client:
             echo=echo,
             max_queue=max_queue,
             own=self._engine.rooms.own,
+            presence=presence,
+            receipts=receipts,
         )
         membership = self._engine.rooms.join(state, self._clock.monotonic())
         return RoomClient(self._core, membership, reader, joined)

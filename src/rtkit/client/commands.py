@@ -12,7 +12,8 @@ the lane of no room. A command is in one of two places:
 When the connection is lost, what was in flight goes back to where it stood in its lane, so it is written
 again before anything newer (H7). That is harmless because it has a key, within the server's window for
 keys. The age of a command counts from when it was *first* written, by a clock that counts sleep; beyond half
-the window it is not written again but given up as unknown. Reading commands have no such limit.
+the window it is not written again but given up as unknown. Commands that only read have no such limit, nor have those
+that replace what a client says about itself: done twice is done once.
 
 "Too many requests" says that a command was not taken: it goes back to its lane as if never written, unless
 an earlier connection was lost while it was in flight.
@@ -29,10 +30,10 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator
 from typing import Final
 
-from ..errors import QueueFull
-from ..wire import Command, HistoryCommand, Publish, Reply, Rpc, dumps
+from ..errors import PublishUnknown, QueueFull
+from ..wire import Command, HistoryCommand, PresenceUpdate, Publish, Reply, Rpc, dumps
 
-__all__ = ["NO_ROOM", "Outbox", "Sending"]
+__all__ = ["NO_ROOM", "Outbox", "Sending", "give_up"]
 
 #: The lane of commands that belong to no room; no room has this name.
 NO_ROOM = ""
@@ -54,14 +55,14 @@ class Sending:
 
     def __init__(
         self,
-        body: Publish | Rpc | HistoryCommand,
+        body: Publish | Rpc | HistoryCommand | PresenceUpdate,
         *,
         size: int,
         settle: Callable[[Reply | BaseException], None],
     ) -> None:
         self.body = body
         self.lane = NO_ROOM if isinstance(body, Rpc) else body.channel
-        self.keyed = not isinstance(body, HistoryCommand)
+        self.keyed = isinstance(body, Publish | Rpc)
         self.size = size
         self.settle = settle
         self.seq = 0
@@ -84,6 +85,8 @@ class Sending:
             return dumps(Command(id, publish=body))
         if isinstance(body, Rpc):
             return dumps(Command(id, rpc=body))
+        if isinstance(body, PresenceUpdate):
+            return dumps(Command(id, presence_update=body))
         return dumps(Command(id, history=body))
 
     def __lt__(self, other: Sending) -> bool:
@@ -92,6 +95,16 @@ class Sending:
     def __repr__(self) -> str:
         where = f"in flight as {self.id}" if self.id else "waiting"
         return f"<Sending #{self.seq} {type(self.body).__name__.lower()} in {self.lane!r}, {where}>"
+
+
+def give_up(sending: Sending, error: BaseException) -> None:
+    """Tell a command's sender that it is over: with *error* only if it certainly was not done."""
+    if sending.may_be_taken:
+        unknown = PublishUnknown("it may or may not have been done: sent, but not answered")
+        unknown.__cause__ = error
+        sending.settle(unknown)
+    else:
+        sending.settle(error)
 
 
 class Outbox:

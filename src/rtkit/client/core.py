@@ -10,7 +10,7 @@ from typing import Any
 from ..clock import Clock
 from ..errors import NotRunning, PublishUnknown, WrongLoop
 from ..primitives import clocks
-from ..wire import HistoryCommand, Publish, Reply, Rpc
+from ..wire import HistoryCommand, PresenceUpdate, Publish, Reply, Rpc
 from .bell import Bell
 from .commands import Sending
 from .engine import Engine
@@ -62,7 +62,12 @@ class Core:
         return f"{self._key_prefix}-{self._keys}"
 
     async def ask(
-        self, body: Publish | Rpc | HistoryCommand, size: int, unpack: Unpack, *, timeout: float | None
+        self,
+        body: Publish | Rpc | HistoryCommand | PresenceUpdate,
+        size: int,
+        unpack: Unpack,
+        *,
+        timeout: float | None,
     ) -> Any:
         """Queue a command and wait for its answer; see :meth:`RoomClient.send` for all that may happen."""
         waiter: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()

@@ -5,9 +5,9 @@ Who drives it hands over what came (:meth:`Engine.feed`), fetches what is to be 
 connection begins and ends. It never awaits and reads no clock: *now* is monotonic, *boot* counts sleep.
 
 What goes out, in this order: the answer to a ping; what is urgent (``connect``, ``refresh``); joins and
-leaves; commands, oldest first; signals. All but the first two keep to the rate the server named, a little
-below it, so that jitter on the way does not make a refusal of it. Is one refused nevertheless, everything
-is held back for as long as the server said, and goes on in its old order.
+leaves; commands, oldest first; what rooms say by and by, such as marks; signals. All but the first two keep to
+the rate the server named, a little below it, so that jitter on the way does not make a refusal of it. Is one
+refused nevertheless, everything is held back for as long as the server said, and goes on in its old order.
 
 A command that is larger than the server takes in one unit goes in chunks, one each time there is something
 to write, behind all the rest: a large call delays neither the answer to a ping nor another room's commands (T8).
@@ -45,9 +45,9 @@ from ..wire import (
     slice_within,
 )
 from ..wire.units import RefreshPush
-from .calls import Answered, Calls
-from .commands import NO_ROOM, Outbox, Sending
-from .rooms import Rooms, call_error, give_up
+from .calls import Answered, Calls, call_error
+from .commands import NO_ROOM, Outbox, Sending, give_up
+from .rooms import Rooms
 
 __all__ = ["Engine"]
 
@@ -55,7 +55,6 @@ __all__ = ["Engine"]
 _FRAME: Final = 16 * 1024
 #: How much of the server's limits is used.
 _SHARE: Final = 0.9
-_MAX_SIGNALS: Final = 64
 _PING: Final = b"{}"
 #: Bytes around the payload of a command, at the most: room or procedure, key, and braces.
 _ENVELOPE: Final = 2048
@@ -111,7 +110,8 @@ class Engine:
         self._splitting: Sending | None = None
         self._assembler = _assembler()
         self._held_until = -math.inf
-        self._signals: dict[tuple[str, str], SignalBody] = {}
+        self._signals = self.rooms.talk.signals
+        self._last_words: list[Command] = []
 
     # -- what the application wants ------------------------------------------------------------------
 
@@ -129,10 +129,8 @@ class Engine:
         membership = self.rooms.by_name.get(body.channel)
         if not self.rt or not self.rooms.online or membership is None or not membership.state.is_in:
             return False
-        key = (body.channel, body.event)
-        if key not in self._signals and len(self._signals) >= _MAX_SIGNALS:
+        if not self._signals.put(body, membership.state.features.signal_rate):
             return False
-        self._signals[key] = body
         self._wake()
         return True
 
@@ -170,7 +168,8 @@ class Engine:
         if result.client:
             self.rooms.know_own(result.client)
         self.outbox.open(NO_ROOM)
-        self.rooms.begin(result.subs, self._asked, now)
+        resumed = result.rt is not None and result.rt.resumed
+        self.rooms.begin(result.subs, self._asked, now, resumed=resumed)
         self._wake()
 
     def lost(self, now: float, boot: float) -> None:
@@ -180,7 +179,6 @@ class Engine:
         self._connected = False
         self.rooms.lost()
         self.calls.lost(now)
-        self._signals.clear()
         self._bucket = None
         self._held_until = -math.inf
         self._pinged = self._answers_pings = False
@@ -197,6 +195,10 @@ class Engine:
 
     def end(self, error: ConnectionClosed, *, rooms_raise: bool) -> None:
         """The client is closed: nobody gets an answer any more."""
+        if self.rt:
+            self._last_words = [
+                word for m in self.rooms.by_name.values() for word in self.rooms.talk.last_words(m)
+            ]
         for sending in self.outbox.clear():
             give_up(sending, error)
         self.rooms.end(error if rooms_raise else None)
@@ -289,6 +291,10 @@ class Engine:
         if self._bye and not self.said_bye:
             self.said_bye = True
             if self.rt and self._connected:
+                for command in self._last_words:
+                    if now < self._held_until or (self._bucket is not None and self._bucket.take(1, now) > 0):
+                        break  # there is no later, and it is not worth being held back for
+                    units.append(self.calls.written(command, _ignore))
                 units.append(dumps(Command(bye=Bye())))
             return units, math.inf
         if not self.rooms.online:
@@ -329,19 +335,23 @@ class Engine:
     def _next_unit(self, now: float, boot: float) -> tuple[bytes | None, float]:
         """One more unit, or when there will be one; never is infinite. An empty one now leaves in chunks."""
         sending = None
+        says = False
         joins = self.calls.next(urgent=False)
         if not joins:
             sending = self._fitting()
-            if sending is None and not self._signals:
-                return None, math.inf
+            says = sending is None and self.rooms.talk.has_word(now)
+            if sending is None and not says and not self._signals.ready(now):
+                return None, self._signals.next_at()
         if now < self._held_until:
             return None, self._held_until
         if self._bucket is not None and (wait := self._bucket.take(1, now)) > 0:
             return None, now + wait
         if joins:
             return self.calls.write(urgent=False), 0.0
-        id = self.calls.new_id()
+        if says and (word := self.rooms.talk.take_word(now)) is not None:
+            return self.calls.written(*word), 0.0
         if sending is not None:
+            id = self.calls.new_id()
             self.sent += 1
             if sending.written:
                 self.resent += 1
@@ -352,8 +362,12 @@ class Engine:
                 self._splitting = sending
                 return b"", 0.0
             return unit, 0.0
-        signal = self._signals.pop(next(iter(self._signals)))
-        return dumps(Command(id, signal=signal)), 0.0
+        while self._signals.ready(now):
+            signal = self._signals.take(now)
+            membership = self.rooms.by_name.get(signal.channel)
+            if membership is not None and membership.state.is_in:
+                return self.calls.written(Command(signal=signal), _ignore), 0.0
+        return b"", 0.0
 
     def _fitting(self) -> Sending | None:
         """The next command that is within the server's limits; the others are told that they are not."""

@@ -41,6 +41,10 @@ class Event:
         """The data as the standard decodes it: what is no UTF-8 becomes U+FFFD."""
         return self.data.decode(errors="replace")
 
+    def __repr__(self) -> str:
+        # The first of a stream has the session's id in it (A5).
+        return f"<Event {self.type!r}, {len(self.data)} bytes>"
+
 
 @final
 class EventStream:

@@ -1,4 +1,4 @@
-"""Iterating over what comes at most once: signals of a room, messages to this session."""
+"""Iterating over what comes at most once: signals of a room, who is there, messages to this session."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Feed(Generic[T]):
     """An asynchronous iterator with a bounded queue; the oldest is dropped when nobody fetches.
 
-    Made by :meth:`RoomClient.signals` and :meth:`Client.messages`. It gathers from then on until it is
-    closed or nobody holds it any more.
+    Made by :meth:`RoomClient.signals`, :meth:`Client.messages`, and what tells of changes. It gathers from then on
+    until it is closed or nobody holds it any more.
 
     :ivar dropped: how many were dropped.
     """
@@ -45,6 +45,18 @@ class Feed(Generic[T]):
             self.dropped += 1
         self._items.append(item)
         self._bell.ring()
+
+    def replace(self, item: T) -> None:
+        """Called by the client: this one stands for all that were not fetched."""
+        if not self._ended:
+            self.dropped += len(self._items)
+            self._items.clear()
+            self.offer(item)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next item drops one."""
+        return len(self._items) == self._items.maxlen
 
     def end(self, error: BaseException | None) -> None:
         """Called by the client: nothing more comes. What is queued is still handed out."""

@@ -46,6 +46,10 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes = b""
 
+    def __repr__(self) -> str:
+        # Cookies are set by its headers, and its body may have a session's id in it (A5).
+        return f"<Answer {self.status}, {len(self.body)} bytes>"
+
 
 class Body(Protocol):
     """An answer whose body comes piece by piece."""

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from msgspec import Raw
 
-from ..errors import BadUnit, NotRunning
+from ..errors import BadUnit, NotEnabled, UsageError
 from ..messages import Message, Page
 from ..position import Gap, Position
 from ..primitives.clocks import timeout as clock_timeout
@@ -19,10 +19,13 @@ from ..wire import HistoryCommand, HistoryResult, Publication, Publish, Reply, S
 from .bell import Bell
 from .core import Core
 from .feeds import Feed
+from .membership import Membership
 from .payloads import IGNORED, Reader, event_of, is_utf8, pack, unpack_ack
-from .rooms import Membership
+from .presence import RoomPresence
+from .receipts import RoomReceipts
+from .roomfeatures import News
 from .roomstate import Phase
-from .values import RoomStatistics, Signal
+from .values import MarksChange, PresenceChange, RoomStatistics, Signal
 
 __all__ = ["RoomClient"]
 
@@ -62,8 +65,17 @@ class RoomClient(Generic[M]):
         self._joined: Codec[Any] = Codec(joined)
         self._bell = Bell()
         self._signals: WeakKeyDictionary[Feed[Any], Reader] = WeakKeyDictionary()
+        self._typing: WeakKeyDictionary[Feed[tuple[str, ...]], None] = WeakKeyDictionary()
+        features = membership.state.features
+        self._presence = (
+            RoomPresence(core, membership, features.presence) if features.presence is not None else None
+        )
+        self._receipts = (
+            RoomReceipts(core, membership, features.receipts) if features.receipts is not None else None
+        )
         membership.changed = self._changed
         membership.signalled = self._signalled
+        membership.told = self._told
 
     # -- being in it -----------------------------------------------------------------------------------
 
@@ -103,7 +115,7 @@ class RoomClient(Generic[M]):
         """
         state = self._membership.state
         while not state.joins:
-            self._raise_if_over()
+            self._membership.raise_if_over()
             await self._bell.wait()
         return self
 
@@ -140,13 +152,6 @@ class RoomClient(Generic[M]):
 
     def __await__(self) -> Generator[Any, None, RoomClient[M]]:
         return self.joined().__await__()
-
-    def _raise_if_over(self) -> None:
-        state = self._membership.state
-        if state.phase is Phase.ENDED:
-            if state.error is not None:
-                raise state.error.with_traceback(None)
-            raise NotRunning(f"room {self.name!r} was left")
 
     # -- receiving -------------------------------------------------------------------------------------
 
@@ -197,9 +202,62 @@ class RoomClient(Generic[M]):
         reader = Reader(types or (object,), where=f"signals({self.name!r})")
         feed: Feed[Signal[Any]] = Feed(f"signals of {self.name!r}", max_queue=_SIGNALS)
         self._signals[feed] = reader
-        state = self._membership.state
-        if state.phase is Phase.ENDED:
-            feed.end(state.error)
+        self._membership.end_if_over(feed)
+        return feed
+
+    # -- who else is there -----------------------------------------------------------------------------
+
+    @property
+    def presence(self) -> RoomPresence:
+        """Who is in the room.
+
+        :raises UsageError: unless it was joined with ``presence=True``.
+        """
+        if self._presence is None:
+            raise UsageError(f"who is in {self.name!r} was not asked for: join(…, presence=True)")
+        return self._presence
+
+    @property
+    def receipts(self) -> RoomReceipts:
+        """How far the users of the room have got, and read.
+
+        :raises UsageError: unless it was joined with ``receipts=True``.
+        """
+        if self._receipts is None:
+            raise UsageError(f"how far others are in {self.name!r} was not asked for: join(…, receipts=True)")
+        return self._receipts
+
+    def typing(self, on: bool = True) -> None:
+        """This user is typing. Call it at each key stroke: it never blocks, and tells the others as seldom as it may.
+
+        It is over when it was not called for the time that the room has set (5 s), with :meth:`send`, or with
+        ``typing(False)``. Without a connection nobody is told; after it they are, if it goes on.
+
+        :raises NotEnabled: the room has no typing; that is known once it is joined.
+        :raises ConnectionClosed: the client is closed.
+        :raises NotRunning: the room was left.
+        """
+        core, state = self._core, self._membership.state
+        core.check()
+        self._membership.raise_if_over()
+        if state.joins and not state.features.typing.expires:
+            raise NotEnabled(f"room {self.name!r} has no typing; the server declares it with typing=Typing()")
+        state.features.typing.called(on, core.clock.monotonic())
+        core.engine.rooms.talk.look(self._membership)
+
+    @property
+    def typists(self) -> tuple[str, ...]:
+        """The users who are typing now, in the order in which they began. Of this user only other devices count."""
+        return self._membership.state.features.typing.users(self._core.clock.monotonic())
+
+    def typing_changes(self) -> Feed[tuple[str, ...]]:
+        """Iterate over who is typing, whenever that changes from now on.
+
+        :return: an asynchronous iterator; of what is not fetched it keeps the newest alone.
+        """
+        feed: Feed[tuple[str, ...]] = Feed(f"typists of {self.name!r}", max_queue=1)
+        self._typing[feed] = None
+        self._membership.end_if_over(feed)
         return feed
 
     # -- sending ---------------------------------------------------------------------------------------
@@ -253,22 +311,24 @@ class RoomClient(Generic[M]):
         """
         core = self._core
         core.check()
-        self._raise_if_over()
+        self._membership.raise_if_over()
         data = pack(message, name)
         body = Publish(self.name, data, checked_key(key) or core.new_key())
+        self._membership.state.features.typing.sent()
         return await core.ask(body, len(bytes(data)), unpack_ack(returns), timeout=timeout)
 
     def signal(self, message: object, *, name: str = "") -> bool:
         """Tell those who are in the room now; at most once, not stored, never blocks (D5).
 
-        Of signals with the same event that wait to be written only the newest is sent.
+        Of signals with the same event that wait to be written only the newest is sent. Where the room takes only so
+        many a second, one that comes too soon waits.
 
         :param name: the event, for TypedDicts and plain JSON.
         :return: False when it cannot be sent now: not connected, not in the room, or too many wait.
         :raises InvalidMessage: for a value that JSON cannot hold.
         """
         self._core.check()
-        self._raise_if_over()
+        self._membership.raise_if_over()
         event = event_of(message, name)
         return self._core.engine.signal(SignalBody(self.name, event, Raw(encode_value(message))))
 
@@ -295,7 +355,7 @@ class RoomClient(Generic[M]):
             raise ValueError(f"history(limit=…) is not negative, as {limit!r} is")
         core = self._core
         core.check()
-        self._raise_if_over()
+        self._membership.raise_if_over()
         where = Since(since.offset, since.epoch) if since is not None else None
         body = HistoryCommand(self.name, limit, where, reverse)
 
@@ -323,8 +383,23 @@ class RoomClient(Generic[M]):
         self._bell.ring()
         state = self._membership.state
         if state.phase is Phase.ENDED:
-            for feed in list(self._signals):
+            for feed in (*self._signals, *self._typing):
                 feed.end(state.error)
+            if self._presence is not None:
+                self._presence.end(state.error)
+            if self._receipts is not None:
+                self._receipts.end(state.error)
+
+    def _told(self, news: News) -> None:
+        if isinstance(news, PresenceChange):
+            if self._presence is not None:
+                self._presence.tell(news)
+        elif isinstance(news, MarksChange):
+            if self._receipts is not None:
+                self._receipts.tell(news)
+        else:
+            for feed in list(self._typing):
+                feed.offer(news)
 
     def _signalled(self, body: SignalBody) -> None:
         for feed, reader in list(self._signals.items()):
@@ -334,7 +409,7 @@ class RoomClient(Generic[M]):
                 feed.dropped += 1
                 continue
             if data is not IGNORED:
-                feed.offer(Signal(data, body.event, body.user or None))
+                feed.offer(Signal(data, body.event, body.user or None, body.client or None))
 
     def statistics(self) -> RoomStatistics:
         """What this room has seen."""

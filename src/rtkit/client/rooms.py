@@ -12,108 +12,31 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from .. import codes
-from ..errors import CallError, NotRunning, PublishUnknown, UsageError
+from ..errors import NotRunning, UsageError
 from ..primitives.backoff import Backoff
 from ..wire import (
     Command,
-    ErrorBody,
     Push,
     Reply,
-    SignalBody,
     SubRequest,
     SubscribePush,
     SubscribeResult,
     Unsubscribe,
 )
-from .calls import Calls
-from .commands import NO_ROOM, Outbox, Sending
+from .calls import Calls, call_error, window_of
+from .commands import NO_ROOM, Outbox, give_up
+from .membership import Membership
 from .roomstate import Do, Phase, RoomState
+from .talk import Talk
 
-__all__ = ["Membership", "Rooms", "call_error", "give_up"]
+__all__ = ["Membership", "Rooms"]
 
-#: Seconds without an interruption after which the next one counts as the first again.
-_PEACE: Final = 20.0
 #: Former client ids to know our own messages by; older ones are history.
 _OWN_IDS: Final = 64
 
 
 def _ignore() -> None:
     pass
-
-
-def _ignore_signal(body: SignalBody) -> None:
-    pass
-
-
-def call_error(error: ErrorBody) -> CallError:
-    """The exception for an error reply."""
-    temporary = error.temporary or error.code in codes.TEMPORARY
-    retry_after = max(0.0, error.retry_after) or None
-    return CallError(error.code, error.message, temporary=temporary, retry_after=retry_after)
-
-
-def give_up(sending: Sending, error: BaseException) -> None:
-    """Tell a command's sender that it is over: with *error* only if it certainly was not done."""
-    if sending.may_be_taken:
-        unknown = PublishUnknown("it may or may not have been done: sent, but not answered")
-        unknown.__cause__ = error
-        sending.settle(unknown)
-    else:
-        sending.settle(error)
-
-
-def window_of(error: CallError) -> tuple[float, float] | None:
-    """When to try again, as the server said; spread over half as long again."""
-    if error.retry_after is None or not error.retry_after < math.inf:
-        return None
-    return error.retry_after, error.retry_after * 1.5
-
-
-class Membership:
-    """One room, for as long as this client wants to be in it.
-
-    :ivar bound: the application holds it; else the server put us in, and it gathers until somebody comes.
-    :ivar server_side: the server puts us in by itself when we connect.
-    :ivar changed: called whenever there is something new to look at in *state*.
-    :ivar signalled: called with each signal.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "backoff",
-        "bound",
-        "changed",
-        "disturbed_at",
-        "server_side",
-        "signalled",
-        "state",
-    )
-
-    def __init__(self, state: RoomState, backoff: Backoff, *, bound: bool) -> None:
-        self.state = state
-        self.backoff = backoff
-        self.bound = bound
-        self.server_side = False
-        self.disturbed_at = -math.inf
-        self.changed: Callable[[], None] = _ignore
-        self.signalled: Callable[[SignalBody], None] = _ignore_signal
-
-    @property
-    def channel(self) -> str:
-        """The room's name."""
-        return self.state.channel
-
-    def delay(self, now: float) -> float:
-        """How long to stay out after an interruption."""
-        calm = now - self.disturbed_at >= _PEACE
-        self.disturbed_at = now
-        if calm:
-            self.backoff.reset()
-            return 0.0
-        return self.backoff.next()
-
-    def __repr__(self) -> str:
-        return f"<Membership {self.state!r}{'' if self.bound else ', unbound'}>"
 
 
 class Rooms:
@@ -129,12 +52,15 @@ class Rooms:
         self.by_name: dict[str, Membership] = {}
         self.own: dict[str, None] = {}
         """The latest client ids we have had, for ``echo=False``."""
+        self.client = ""
+        """The one of now."""
         self.online = False
         self.new_backoff = new_backoff
         self._max_queue = max_queue
         self._calls = calls
         self._outbox = outbox
         self._retries: dict[Membership, float] = {}
+        self.talk = Talk(calls)
 
     # -- what the application does -------------------------------------------------------------------
 
@@ -150,16 +76,23 @@ class Rooms:
                     f"room {state.channel!r} is joined already; leave it first, or share the object"
                 )
             return self._bind(found, state, now)
-        membership = Membership(state, self.new_backoff(), bound=True)
-        self.by_name[state.channel] = membership
+        membership = self._add(state, bound=True)
         if self.online:
             self._ask(membership)
+        return membership
+
+    def _add(self, state: RoomState, *, bound: bool) -> Membership:
+        membership = self.by_name[state.channel] = Membership(state, self.new_backoff(), bound=bound)
+        state.features.client = self.client
         return membership
 
     def _bind(self, found: Membership, wish: RoomState, now: float) -> Membership:
         found.bound = True
         state = found.state
         state.echo, state.data, state.queue.limit = wish.echo, wish.data, wish.queue.limit
+        more = any(wish.features.asked)
+        if more:
+            state.features.adopt(wish.features)
         if wish.at is not None or wish.rewind or wish.has_data:
             # It wants a join of its own making; what was gathered comes again, or is not wanted.
             state.rebase(wish.at, wish.rewind)
@@ -167,6 +100,8 @@ class Rooms:
                 self._do(found, Do.REJOIN, now)
             elif state.phase is Phase.PAUSED and self.online:
                 self._ask(found)
+        elif more and state.phase is Phase.IN:
+            self._do(found, Do.REJOIN, now)
         return found
 
     def leave(self, membership: Membership, answered: Callable[[], None]) -> bool:
@@ -178,6 +113,8 @@ class Rooms:
         if self.by_name.get(membership.channel) is not membership:
             return False
         was = membership.state.phase
+        for command in self.talk.last_words(membership):
+            self._calls.ask(command, lambda reply, now: None)
         self._remove(membership, None, NotRunning(f"room {membership.channel!r} was left"), discard=True)
         if not self.online or was not in (Phase.ASKED, Phase.IN, Phase.MUTED):
             return False
@@ -187,6 +124,9 @@ class Rooms:
     def drained(self, membership: Membership) -> None:
         """The application took something: maybe the room can go on."""
         state = membership.state
+        if state.features.receipts is not None and (position := state.delivered) is not None:
+            state.features.receipts.want("delivered", position)
+            self.talk.look(membership)
         if not state.resumable or not self.online or membership in self._retries:
             return
         if state.phase is Phase.MUTED:
@@ -212,6 +152,7 @@ class Rooms:
 
     def know_own(self, client: str) -> None:
         """The server gave us a client id."""
+        self.client = client
         self.own.pop(client, None)
         self.own[client] = None
         if len(self.own) > _OWN_IDS:
@@ -225,9 +166,22 @@ class Rooms:
             if m.server_side and m.state.can_stand
         }
 
-    def begin(self, subs: Mapping[str, SubscribeResult], asked: Mapping[str, SubRequest], now: float) -> None:
-        """Connected: the server put us into *subs*; join all others."""
+    def begin(
+        self,
+        subs: Mapping[str, SubscribeResult],
+        asked: Mapping[str, SubRequest],
+        now: float,
+        *,
+        resumed: bool = False,
+    ) -> None:
+        """Connected: the server put us into *subs*; join all others.
+
+        :param resumed: with the session of the connection before.
+        """
         self.online = True
+        self.talk.begin()
+        for known in self.by_name.values():
+            known.state.features.begin(self.client, resumed=resumed)
         for channel, result in subs.items():
             request, membership = asked.get(channel), self.by_name.get(channel)
             # An application may have moved the room since connect was written: then this is the answer to another
@@ -246,12 +200,15 @@ class Rooms:
         """The connection is gone."""
         self.online = False
         self._retries.clear()
-        for membership in self.by_name.values():
+        self.talk.lost()
+        for membership in list(self.by_name.values()):
             membership.state.lost()
+            self.talk.tell(membership)
 
     def end(self, error: BaseException | None) -> None:
         """The client is closed: all rooms end, after what is queued in them."""
         self.online = False
+        self.talk.lost()
         for membership in list(self.by_name.values()):
             self._remove(membership, error, error or NotRunning("the client is closed"))
 
@@ -261,7 +218,7 @@ class Rooms:
             for membership in [m for m, when in self._retries.items() if when <= now]:
                 del self._retries[membership]
                 self._enter(membership)
-        return min(self._retries.values(), default=math.inf)
+        return min(min(self._retries.values(), default=math.inf), self.talk.due(now))
 
     # -- what the server says --------------------------------------------------------------------------
 
@@ -280,14 +237,26 @@ class Rooms:
             return  # just left
         state = membership.state
         if push.pub is not None:
-            self._do(membership, state.published(push.pub), now)
+            do = state.published(push.pub)
+            if do is Do.NOTHING:
+                membership.changed()
+            else:
+                self._do(membership, do, now)
+            if push.pub.info is not None and push.pub.info.client:
+                state.features.spoke(push.pub.info.client, now)
+                self.talk.tell(membership)
+        elif push.presence is not None or push.marks is not None:
+            self._do(membership, state.pushed(push, now), now)
         elif gap is not None:
             self._do(membership, state.told_gap(gap), now)
         elif position is not None:
             self._do(membership, state.told_position(position.epoch, position.offset), now)
         elif signal is not None:
-            if state.phase in (Phase.IN, Phase.MUTED):
-                membership.signalled(signal)
+            if state.is_in:
+                if not state.features.signalled(signal, now, own=signal.client in self.own):
+                    membership.signalled(signal)
+                self.talk.tell(membership)
+                self.talk.look(membership)
         elif push.unsubscribe is not None:
             self._do(membership, state.unsubscribed(push.unsubscribe.code, push.unsubscribe.reason), now)
 
@@ -295,8 +264,7 @@ class Rooms:
         membership = self.by_name.get(channel)
         if membership is None:
             state = RoomState(channel, max_queue=self._max_queue, own=self.own)
-            membership = Membership(state, self.new_backoff(), bound=False)
-            self.by_name[channel] = membership
+            membership = self._add(state, bound=False)
         membership.server_side = True
         self._do(membership, membership.state.adopt(result, asked=asked), now)
 
@@ -316,6 +284,7 @@ class Rooms:
             self._ask(membership)
         elif error.temporary:
             state.step_out()
+            state.features.refused()
             membership.disturbed_at = now
             self._retries[membership] = now + membership.backoff.next(window_of(error))
             self._calls.wake()
@@ -344,6 +313,8 @@ class Rooms:
         self._gate(membership)
         if state.phase is Phase.PAUSED and self._outbox.waits(channel):
             self.admit(channel)
+        self.talk.tell(membership)
+        self.talk.look(membership)
         membership.changed()
 
     def _again(self, membership: Membership, now: float, delay: float) -> None:
@@ -366,6 +337,8 @@ class Rooms:
         self._retries.pop(membership, None)
         body = membership.state.request(muted=muted)
         self._calls.ask(Command(subscribe=body), lambda reply, now: self._replied(membership, reply, now))
+        self.talk.tell(membership)
+        self.talk.look(membership)
 
     def _unsubscribe(self, channel: str, answered: Callable[[], None] = _ignore) -> None:
         self._calls.ask(Command(unsubscribe=Unsubscribe(channel)), lambda reply, now: answered())
@@ -389,7 +362,9 @@ class Rooms:
         channel = membership.channel
         del self.by_name[channel]
         self._retries.pop(membership, None)
+        self.talk.forget(membership)
         membership.state.end(error, discard=discard)
+        self.talk.tell(membership)
         for sending in self._outbox.abandon(channel):
             give_up(sending, for_commands)
         membership.changed()

@@ -36,6 +36,9 @@ commands to the room could not be sent, and the application may be waiting for e
 it drains more; so for a command the room is joined *muted*: in, but deaf. Without history the oldest messages
 are dropped, and one gap says so in their place.
 
+What else a room has (:mod:`rtkit.client.roomfeatures`) counts while we are in it, deaf or not. Where that cannot go
+on, the room is joined anew too; a deaf one is not, it will be anyhow.
+
 Who calls does what is answered (:class:`Do`) and nothing here awaits, reads a clock, or knows a socket.
 """
 
@@ -49,7 +52,8 @@ from msgspec import UNSET, Raw, UnsetType
 from .. import codes
 from ..messages import Message
 from ..position import Gap, GapReason, Position
-from ..wire import GapBody, Publication, SubRequest, Subscribe, SubscribeResult
+from ..wire import GapBody, Publication, Push, SubRequest, Subscribe, SubscribeResult
+from .roomfeatures import RoomFeatures
 from .roomqueue import Item, RoomQueue
 from .values import RoomStatistics, Unsubscribed
 
@@ -90,10 +94,14 @@ class RoomState:
     :param echo: deliver what this client itself sent.
     :param max_queue: items that may wait for the application.
     :param own: the client ids this client has had.
+    :param presence: ask who is there; likewise *receipts*: how far users have come.
+    :ivar top: of the room's stream, as far as we know: also of what was not queued.
     """
 
     __slots__ = (
+        "_asked_features",
         "_asked_from",
+        "_has_handed",
         "_muting",
         "at",
         "channel",
@@ -102,6 +110,7 @@ class RoomState:
         "echo",
         "echoes",
         "error",
+        "features",
         "forgotten",
         "gaps",
         "ignored",
@@ -113,6 +122,7 @@ class RoomState:
         "queue",
         "received",
         "rewind",
+        "top",
     )
 
     def __init__(
@@ -125,8 +135,12 @@ class RoomState:
         echo: bool = True,
         max_queue: int = 1024,
         own: Container[str] = (),
+        presence: bool = False,
+        receipts: bool = False,
     ) -> None:
         self.channel = channel
+        self.features = RoomFeatures(channel, presence=presence, receipts=receipts)
+        self.top: Position | None = None
         self.data = data
         self.echo = echo
         self.own = own
@@ -139,6 +153,8 @@ class RoomState:
         """The server cannot recover from ``at`` and said so with an error: join without it, then tell a gap."""
         self.queue = RoomQueue(max_queue)
         self._asked_from: Position | None = None
+        self._asked_features = self.features.asked
+        self._has_handed = False
         self._muting = False
         self.received = self.duplicates = self.echoes = self.gaps = 0
         self.ignored = self.pauses = self.joins = 0
@@ -150,6 +166,7 @@ class RoomState:
         self.rewind = rewind
         self.queue.handed = since
         self.queue.clear()
+        self._has_handed = False
 
     # -- joining -----------------------------------------------------------------------------------
 
@@ -158,7 +175,10 @@ class RoomState:
         self.phase = Phase.ASKED
         self._muting = muted
         self._asked_from = self.at
-        body = Subscribe(self.channel, data=self.data)
+        self._asked_features = self.features.asked
+        self.features.left()
+        presence, receipts = self.features.asked
+        body = Subscribe(self.channel, data=self.data, presence=presence, marks=receipts)
         if self.at is None:
             body.rewind = 0 if muted else self.rewind
         elif not muted and not self.forgotten:
@@ -167,9 +187,10 @@ class RoomState:
 
     def standing(self) -> SubRequest:
         """Where this room of the server's stands, for the connect command."""
+        presence, receipts = self.features.asked
         if self.at is None:
-            return SubRequest()
-        return SubRequest(True, self.at.epoch, self.at.offset)
+            return SubRequest(presence=presence, marks=receipts)
+        return SubRequest(True, self.at.epoch, self.at.offset, presence, receipts)
 
     @property
     def can_stand(self) -> bool:
@@ -186,8 +207,8 @@ class RoomState:
         if self.phase is not Phase.ASKED:
             return Do.NOTHING
         if self._muting:
-            return self._accept_muted()
-        if self.at != self._asked_from:
+            return self._accept_muted(result)
+        if self.at != self._asked_from or self._asked_features != self.features.asked:
             return Do.REJOIN  # it was moved meanwhile: the answer is to another question
         return self._accept(result, self.at is not None)
 
@@ -197,16 +218,27 @@ class RoomState:
         :param asked: the connect command had said where we stand.
         """
         if self.phase is Phase.PAUSED:
-            return self._accept_muted()
+            return self._accept_muted(result)
         if self.phase is not Phase.OUT:
             return Do.NOTHING
         if not self.joins and (self.rewind or self.has_data):
             return Do.REJOIN  # the application asked for a join of its own making
+        if self.features.lacks(result):
+            return Do.REJOIN  # likewise; who is not let in with them is told why
         return self._accept(result, asked)
 
-    def _accept_muted(self) -> Do:
+    def _accept_muted(self, result: SubscribeResult) -> Do:
         self.phase = Phase.MUTED
+        self._joined(result)
         return Do.REJOIN if self.resumable else Do.NOTHING
+
+    def _joined(self, result: SubscribeResult) -> None:
+        self.features.joined(result)
+        if result.recoverable:
+            last = result.publications[-1].offset if result.publications else 0
+            self.top = Position(result.epoch, max(result.offset, last))
+        else:
+            self.top = None
 
     def _accept(self, result: SubscribeResult, asked: bool) -> Do:
         if not isinstance(result.data, UnsetType):
@@ -219,6 +251,7 @@ class RoomState:
         self.joins += 1
         self.rewind = 0
         self.forgotten = False
+        self._joined(result)
         if not result.recoverable:
             self.at = None
             if before is not None:
@@ -227,11 +260,13 @@ class RoomState:
         if before is None:
             first = result.publications[0].offset if result.publications else result.offset + 1
             self.at = Position(result.epoch, max(0, first - 1))
+            self._stands(result.epoch)
             if not self.queue:
                 self.queue.handed = self.at
         elif result.recovered and asked:
             # The epoch may be new: the server knows that the old position holds in it (B6).
             self.at = Position(result.epoch, before.offset)
+            self._carry(before.epoch, result.epoch, before.offset)
             if result.offset < before.offset:
                 self._move(Gap(result.offset, result.offset, result.epoch, "rollback"))
         elif asked:
@@ -264,8 +299,17 @@ class RoomState:
 
     # -- what is pushed ----------------------------------------------------------------------------
 
+    def pushed(self, push: Push, now: float) -> Do:
+        """Something else than a message was pushed that concerns those who are in the room."""
+        if not self.is_in or self.features.pushed(push, now) or self.phase is Phase.MUTED:
+            return Do.NOTHING
+        return Do.REJOIN
+
     def published(self, publication: Publication) -> Do:
         """A message was pushed."""
+        top = self.top
+        if self.is_in and top is not None and publication.offset > top.offset:
+            self.top = Position(top.epoch, publication.offset)
         return self._receive(publication) if self.phase is Phase.IN else Do.NOTHING
 
     def _receive(self, publication: Publication) -> Do:
@@ -295,6 +339,10 @@ class RoomState:
 
     def told_gap(self, body: GapBody) -> Do:
         """A gap was pushed."""
+        if self.is_in and self.top is not None:
+            epoch, top = body.epoch or self.top.epoch, self.top
+            if epoch != top.epoch or body.end > top.offset or body.reason == "rollback":
+                self.top = Position(epoch, body.end)
         if self.phase is not Phase.IN:
             return Do.NOTHING
         at = self.at
@@ -319,12 +367,15 @@ class RoomState:
     def told_position(self, epoch: str, offset: int) -> Do:
         """A position was pushed: the stream goes on behind it, and nothing was lost (H10)."""
         at = self.at
+        if self.is_in and self.top is not None:
+            self.top = Position(epoch or self.top.epoch, offset)
         if self.phase is not Phase.IN or at is None:
             return Do.NOTHING
         if offset != at.offset:
             # Ahead: we miss something. Behind: what comes next would pass for what we have.
             return Do.REJOIN
         self.at = Position(epoch or at.epoch, offset)
+        self._carry(at.epoch, self.at.epoch, offset)
         if not self.queue:
             self.queue.handed = self.at
         return Do.NOTHING
@@ -338,8 +389,10 @@ class RoomState:
             return Do.NOTHING
         if self.phase is Phase.MUTED:
             self.phase = Phase.PAUSED
+            self.features.left()
             return Do.NOTHING
         self.phase = Phase.OUT
+        self.features.left()
         return Do.JOIN
 
     # -- going out ---------------------------------------------------------------------------------
@@ -349,6 +402,7 @@ class RoomState:
         if self.phase is not Phase.ENDED:
             muted = self.phase is Phase.ASKED and self._muting
             self.phase = Phase.PAUSED if muted else Phase.OUT
+            self.features.left()
 
     def pause(self, *, stay: bool) -> None:
         """The queue is full: be deaf until half of it is drained.
@@ -357,11 +411,16 @@ class RoomState:
         """
         self.pauses += 1
         self.phase = Phase.MUTED if stay else Phase.PAUSED
+        if not stay:
+            self.features.left()
 
     def lost(self) -> None:
         """The connection is gone."""
         if self.phase in (Phase.ENDED, Phase.PAUSED):
             return
+        if self.is_in:
+            self.features.lost()
+        self.features.left()
         muted = self.phase is Phase.MUTED or (self.phase is Phase.ASKED and self._muting)
         if muted or (self.at is not None and self.queue.full):
             self.phase = Phase.PAUSED
@@ -374,6 +433,7 @@ class RoomState:
             return
         self.phase = Phase.ENDED
         self.error = error
+        self.features.left()
         if discard:
             self.queue.clear()
 
@@ -394,13 +454,32 @@ class RoomState:
         """Behind the last item that was handed to the application, and all that was filtered after it."""
         return self.queue.handed if self.queue else self.at
 
+    @property
+    def delivered(self) -> Position | None:
+        """Likewise, once something was handed to the application."""
+        return self.position if self._has_handed else None
+
     def take(self) -> Item | None:
         """The next item for the application; then look whether the room is :attr:`resumable`."""
-        return self.queue.take()
+        item = self.queue.take()
+        self._has_handed = self._has_handed or item is not None
+        return item
 
     def _move(self, gap: Gap) -> None:
+        if self.at is not None and gap.reason != "epoch":
+            self._carry(self.at.epoch, gap.epoch, gap.start)
+        else:
+            self._stands(gap.epoch)
         self.at = Position(gap.epoch, gap.end)
         self._say(gap)
+
+    def _carry(self, old: str, new: str, until: int) -> None:
+        if self.features.receipts is not None:
+            self.features.receipts.carried(old, new, until)
+
+    def _stands(self, epoch: str) -> None:
+        if self.features.receipts is not None:
+            self.features.receipts.stands(epoch)
 
     def _say(self, gap: Gap) -> None:
         self.gaps += 1

@@ -38,9 +38,9 @@ from ..primitives.clocks import Timeout, timeout
 from ..primitives.tasks import Tasks
 from ..wire import Connect, ConnectResult, Reply, RtHello, Window, split
 from .bell import Bell
+from .calls import call_error, window_of
 from .engine import Engine
 from .options import Policy
-from .rooms import call_error, window_of
 from .silence import Silence
 from .tokens import Refresher, TokenSource
 from .transport import Dialer, DialFailed, Opener, Wire, WireClosed

@@ -15,9 +15,9 @@ from ..primitives.backoff import Backoff
 from ..primitives.clocks import sleep
 from ..primitives.tasks import Tasks
 from ..wire import Command, Refresh, Reply
+from .calls import call_error, window_of
 from .engine import Engine
 from .payloads import is_utf8
-from .rooms import call_error, window_of
 
 __all__ = ["Refresher", "Token", "TokenSource"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic
@@ -9,8 +10,17 @@ from typing import Generic
 from typing_extensions import TypeVar
 
 from ..errors import RtkitError
+from ..messages import Marks, Member
 
-__all__ = ["ClientStatistics", "RoomStatistics", "Signal", "State", "Unsubscribed"]
+__all__ = [
+    "ClientStatistics",
+    "MarksChange",
+    "PresenceChange",
+    "RoomStatistics",
+    "Signal",
+    "State",
+    "Unsubscribed",
+]
 
 M = TypeVar("M")
 
@@ -52,11 +62,42 @@ class Signal(Generic[M]):
     :param data: decoded.
     :param event: its name on the wire; empty when it was sent without one.
     :param sender: the user it came from; None when a server sent it.
+    :param client: the client id it came from, likewise.
     """
 
     data: M
     event: str
     sender: str | None
+    client: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChange:
+    """Who has come to a room, left it, or says something else about itself (P2).
+
+    :param joins: who is there now and was not.
+    :param leaves: who was there and is not.
+    :param updates: who is there with another meta.
+    :param whole: forget what you knew: *joins* are all that are there. In a room of which it is only told how many are
+        there they are none; look at the numbers.
+    """
+
+    joins: tuple[Member, ...]
+    leaves: tuple[Member, ...]
+    updates: tuple[Member, ...]
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MarksChange:
+    """How far users of a room have come since the last change (X2).
+
+    :param marks: of those users, by user.
+    :param whole: forget what you knew: *marks* are all there are.
+    """
+
+    marks: Mapping[str, Marks]
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import ssl as _ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,7 @@ class WebSocketDialer:
                 ping_interval=None,  # heartbeats are the protocol's
                 close_timeout=self._close_timeout,
                 max_size=self._max_size,
+                logger=_WithoutFrames(logging.getLogger("websockets.client")),
                 **options,
             )
         except InvalidStatus as refused:
@@ -150,6 +152,13 @@ class WebSocketDialer:
 
     def __repr__(self) -> str:
         return f"WebSocketDialer(max_size={self._max_size})"
+
+
+class _WithoutFrames(logging.LoggerAdapter[logging.Logger]):
+    """The library's own logger, but for level DEBUG: what is sent has tokens, cookies and resume tokens in it (A5)."""
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level > logging.DEBUG and super().isEnabledFor(level)
 
 
 @functools.cache

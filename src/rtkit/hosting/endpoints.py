@@ -22,6 +22,7 @@ SCRIPTS: Final = {
     "client.js": "text/javascript; charset=utf-8",
     "http.js": "text/javascript; charset=utf-8",
     "chunks.js": "text/javascript; charset=utf-8",
+    "people.js": "text/javascript; charset=utf-8",
     "client.d.ts": "text/plain; charset=utf-8",
 }
 _NAMED: Final = frozenset({"ready", "ws", "websocket", *SCRIPTS})
@@ -57,6 +58,10 @@ class Request:
     endpoint: str
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     http_version: str = "1.1"
+
+    def __repr__(self) -> str:
+        # No header: there are keys and cookies among them (A5).
+        return f"<Request {self.method} {self.endpoint!r}, {len(self.headers)} headers>"
 
 
 def etag_matches(header: str | None, tag: str) -> bool:

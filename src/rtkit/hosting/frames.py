@@ -11,9 +11,10 @@ frame that will be refused.
 - 1002 protocol error: reserved bits or opcodes, a frame that is not masked, a control frame that is fragmented or
   longer than 125 bytes, a continuation of nothing, a message within a message, a close frame with half a code or a
   code nobody may send.
-- 1007 invalid data: text, or a reason for closing, that is not UTF-8. Judged when the message is whole.
-- 1009 too big: a message, fragments added up, beyond the bound; or of more fragments than are allowed, since empty
-  ones would otherwise never come to an end.
+- 1007 invalid data: text, or a reason for closing, that is not UTF-8; what cannot be inflated. Judged when the message
+  is whole.
+- 1009 too big: a message, fragments added up, beyond the bound, before it is inflated or then; or of more fragments
+  than are allowed, since empty ones would otherwise never come to an end.
 
 A length that is not coded in the fewest bytes is taken: the RFC forbids to send it, and refusing protects nobody.
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, final
 
 from ..transports import joined
+from .deflate import WORTH_IT, InflatesTooFar, deflated, inflated
 
 if TYPE_CHECKING:
     apply_mask: Callable[[bytes | bytearray, bytes | bytearray], bytes]
@@ -43,6 +45,8 @@ __all__ = [
     "Assembler",
     "Violation",
     "close_frame",
+    "deflated_frame",
+    "deflated_text_frame",
     "frame",
     "parse_close",
     "pong_frame",
@@ -65,6 +69,8 @@ TOO_BIG: Final = 1009
 
 _FIN: Final = 0x80
 _RESERVED: Final = 0x70
+#: The first of the reserved bits, in the first frame of a message that is compressed.
+_DEFLATED: Final = 0x40
 _MASKED: Final = 0x80
 _CONTROL_BYTES: Final = 125
 #: Section 7.4: what an endpoint may put into a close frame, below 3000.
@@ -97,9 +103,23 @@ def frame(opcode: int, payload: bytes) -> bytes:
     return bytes((_FIN | opcode, 127)) + size.to_bytes(8, "big") + payload
 
 
+def deflated_frame(opcode: int, payload: bytes) -> bytes:
+    """The same, compressed where that makes it smaller, for who has agreed to that."""
+    if len(payload) >= WORTH_IT:
+        smaller = deflated(payload)
+        if len(smaller) < len(payload):
+            return frame(_DEFLATED | opcode, smaller)
+    return frame(opcode, payload)
+
+
 def text_frame(units: Sequence[bytes]) -> bytes:
     """Units as one text frame, one a line: the form of a :class:`~rtkit.transports.Batch` for raw pipes."""
     return frame(TEXT, joined(units))
+
+
+def deflated_text_frame(units: Sequence[bytes]) -> bytes:
+    """The form of a batch for pipes that have agreed to compression: made once for all of them (T9)."""
+    return deflated_frame(TEXT, joined(units))
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -148,16 +168,19 @@ class Assembler:
 
     After a :class:`Violation` it is to be thrown away.
 
-    :param max_message: bytes of a message at the most.
+    :param max_message: bytes of a message at the most, inflated.
+    :param inflate: messages may be compressed.
     """
 
-    __slots__ = ("_at", "_buffer", "_count", "_kind", "_max", "_parts", "_size")
+    __slots__ = ("_at", "_buffer", "_count", "_deflated", "_inflate", "_kind", "_max", "_parts", "_size")
 
-    def __init__(self, max_message: int) -> None:
+    def __init__(self, max_message: int, *, inflate: bool = False) -> None:
         self._max = max_message
+        self._inflate = inflate
         self._buffer: bytes | bytearray = b""
         self._at = 0  # what lies before is done with
         self._kind = 0  # the opcode of the message whose fragments are in `_parts`
+        self._deflated = False  # that message
         self._parts: list[bytes] = []
         self._count = 0
         self._size = 0
@@ -206,18 +229,20 @@ class Assembler:
             self._at = end
             if opcode >= CLOSE:
                 return opcode, payload
-            if not self._kind and head & _FIN:
-                return opcode, _checked(opcode, payload)
+            if not self._kind:
+                self._deflated = bool(head & _DEFLATED)
+                if head & _FIN:
+                    return opcode, self._checked(opcode, payload)
             if (whole := self._add(opcode, payload, last=bool(head & _FIN))) is not None:
                 return whole
 
     def _judge(self, head: int, size: int) -> None:
         """What the first two bytes of a frame show."""
-        if head & _RESERVED:
+        opcode = head & 15
+        if head & _RESERVED and not (self._inflate and head & _RESERVED == _DEFLATED and 0 < opcode < CLOSE):
             raise Violation(PROTOCOL_ERROR, "reserved bits must be 0")
         if not size & _MASKED:
             raise Violation(PROTOCOL_ERROR, "frames of a client must be masked")
-        opcode = head & 15
         if opcode >= CLOSE:
             if opcode > PONG:
                 raise Violation(PROTOCOL_ERROR, "unknown opcode")
@@ -246,16 +271,23 @@ class Assembler:
         kind, message = self._kind, b"".join(self._parts)
         self._kind = self._count = self._size = 0
         self._parts = []
-        return kind, _checked(kind, message)
+        return kind, self._checked(kind, message)
+
+    def _checked(self, opcode: int, message: bytes) -> bytes:
+        """A message that is whole, inflated if need be."""
+        if self._deflated:
+            try:
+                message = inflated(message, self._max)
+            except InflatesTooFar:
+                raise Violation(TOO_BIG, "message too big") from None
+            except ValueError:
+                raise Violation(INVALID_DATA, "a message that cannot be inflated") from None
+        if opcode == TEXT and not message.isascii():
+            try:
+                message.decode()
+            except UnicodeDecodeError:
+                raise Violation(INVALID_DATA, "text that is not UTF-8") from None
+        return message
 
     def __repr__(self) -> str:
         return f"<Assembler, {len(self._buffer) - self._at} bytes and {self._count} fragments unfinished>"
-
-
-def _checked(opcode: int, message: bytes) -> bytes:
-    if opcode == TEXT and not message.isascii():
-        try:
-            message.decode()
-        except UnicodeDecodeError:
-            raise Violation(INVALID_DATA, "text that is not UTF-8") from None
-    return message

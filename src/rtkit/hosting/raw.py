@@ -30,8 +30,8 @@ close frame, EOF, a violation), or else with ``connection_lost``. That may be be
 
 What bounds memory
 ------------------
-A message, with its fragments, by ``max_frame``; their number; a paused pipe by one read of the socket. Pongs: a
-ping that comes while something is buffered is answered once all of it has left, and only the latest one is
+A message, with its fragments, by ``max_frame``, inflated or not; their number; a paused pipe by one read of the socket.
+Pongs: a ping that comes while something is buffered is answered once all of it has left, and only the latest one is
 (RFC 6455, section 5.5.3). Control frames have a rate, since the hub cannot see and count them.
 
 Over TLS, ``buffered`` counts what asyncio's TLS layer holds and not what lies in the socket transport below, which
@@ -61,6 +61,7 @@ from .frames import (
     Assembler,
     Violation,
     close_frame,
+    deflated_text_frame,
     frame,
     parse_close,
     pong_frame,
@@ -121,11 +122,14 @@ class RawPipe(asyncio.Protocol):
         pipe.data_received(what_came_after_the_head)
 
     :param network: of the upgraded connection; its protocol is this pipe from now on.
+    :param deflate: the handshake has agreed to compression, as :mod:`.deflate` has it (T9). Batches are sent
+        compressed; what is for one client alone is not: in a storm of reconnects it would be a lot, and all at once.
     """
 
     __slots__ = (
         "_control",
         "_deadline",
+        "_deflate",
         "_inbound",
         "_network",
         "_pipes",
@@ -137,9 +141,10 @@ class RawPipe(asyncio.Protocol):
         "_writing_paused",
     )
 
-    def __init__(self, network: asyncio.Transport, pipes: RawPipes) -> None:
+    def __init__(self, network: asyncio.Transport, pipes: RawPipes, *, deflate: bool = False) -> None:
         self._network = network
         self._pipes = pipes
+        self._deflate = deflate
         self._transport: WebSocketTransport | None = WebSocketTransport(self, max_frame=pipes.max_frame)
         self._state = _OPEN
         self._inbound: Assembler | None = None
@@ -176,7 +181,7 @@ class RawPipe(asyncio.Protocol):
 
     def write_batch(self, batch: Batch) -> None:
         if self._state == _OPEN:
-            self._network.write(batch.form(text_frame))
+            self._network.write(batch.form(deflated_text_frame if self._deflate else text_frame))
 
     def pause_reading(self) -> None:
         """Take nothing more from the socket. What was read before waits here: one read at the most."""
@@ -213,7 +218,7 @@ class RawPipe(asyncio.Protocol):
             return
         inbound = self._inbound
         if inbound is None:
-            inbound = self._inbound = Assembler(self._pipes.max_frame)
+            inbound = self._inbound = Assembler(self._pipes.max_frame, inflate=self._deflate)
         inbound.feed(data)
         if not self._reading_paused:
             self._take(inbound)

@@ -13,6 +13,7 @@ from ..transports import Handshake
 from .context import Context
 from .handle import Room
 from .local import Member
+from .origin import cookies_count
 from .table import Family
 
 if TYPE_CHECKING:
@@ -53,19 +54,23 @@ class Authority:
 
         :raises Reject: when there is none.
         """
-        headers = handshake.all_headers()
+        headers, cookies = handshake.all_headers(), handshake.cookies()
+        if cookies and not cookies_count(handshake, self._engine.hub.origins):
+            cookies = {}
+            headers.pop("cookie", None)
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         credentials = Credentials(
             token=token or (bearer.strip() if scheme.lower() == "bearer" else "") or None,
             data=data,
             headers=headers,
-            cookies=handshake.cookies(),
+            cookies=cookies,
             query=handshake.params(),
             address=handshake.address,
             scope=handshake.scope,
             previous=previous,
         )
-        identity = await self._engine.hub.authenticate_hook(credentials)
+        authenticate = self._engine.hub.authenticate_hook
+        identity = await self._engine.lag.watch(authenticate, authenticate(credentials))
         if not isinstance(identity, Identity):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"authenticate returned {type(identity).__name__}, not an Identity; raise Reject to refuse"
@@ -84,11 +89,12 @@ class Authority:
         """
         async with timeout(self._engine.clock, self._engine.limits.handler_timeout):
             for gate in family.around.gates:
-                await gate(ctx)
-            if family.rooms.authorize_hook is None:
+                await self._engine.lag.watch(gate, gate(ctx))
+            authorize = family.rooms.authorize_hook
+            if authorize is None:
                 assert family.rooms.grant is not None  # checked at start
                 return family.rooms.grant
-            grant = await family.rooms.authorize_hook(ctx)
+            grant = await self._engine.lag.watch(authorize, authorize(ctx))
         if not isinstance(grant, Grant):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"authorize of {family.pattern.text!r} returned {type(grant).__name__}, not a Grant; "
@@ -117,9 +123,10 @@ class Authority:
         try:
             member.grant = await self.permit(ctx, room.family)
         except Reject as error:
-            # An old token is replaced by joining again; who may not be here stays away.
-            expired = error.code in (codes.TOKEN_EXPIRED, codes.EXPIRED)
-            code = codes.ROOM_EXPIRED if expired else codes.UNSUBSCRIBED
+            # An old token is replaced by joining again, and so is an answer that may be another later; who may not be
+            # here stays away.
+            again = error.code in (codes.TOKEN_EXPIRED, codes.EXPIRED) or error.retry_after is not None
+            code = codes.ROOM_EXPIRED if again else codes.UNSUBSCRIBED
             self._engine.unsubscribe(member, code, error.message)
             return
         except Exception as error:

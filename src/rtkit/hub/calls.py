@@ -174,6 +174,9 @@ async def signal(connection: Connection, command: Command) -> None:
     data = Raw(b"null" if isinstance(body.data, UnsetType) else dumps(loads(bytes(body.data), _any)))
     engine = connection.engine
     member = session.rooms.get(body.channel)
+    if member is None and not family.rooms.features.keys().isdisjoint(("typing", "signals")):
+        # They look after members; to be outside must not be a way around them.
+        raise Reject("not subscribed", code=codes.NOT_PERMITTED)
     taken = member is not None and any(
         engine.features[kind].signalled(member, body.event, data) for kind in family.rooms.features
     )
@@ -331,7 +334,8 @@ async def _run(
     token = current_run.set(run)
     try:
         async with timeout(engine.clock, engine.limits.handler_timeout):
-            result = await around.call(ctx, lambda: procedure.func(ctx, message))
+            call = around.call(ctx, lambda: procedure.func(ctx, message))
+            result = await engine.lag.watch(procedure.func, call)
         return UNSET if result is None else Raw(encode_value(result))
     except Reject:
         raise
@@ -358,7 +362,7 @@ async def _failed(ctx: Context[Any, Any], procedure: Procedure, around: Around, 
     for hook in around.error_hooks:
         try:
             async with timeout(engine.clock, engine.limits.handler_timeout):
-                await hook(ctx, error)
+                await engine.lag.watch(hook, hook(ctx, error))
         except Exception as second:
             logger.exception("an error hook failed", exc_info=second)
     return Reject(f"internal error (reference {reference})", code=codes.INTERNAL)

@@ -58,6 +58,7 @@ async def handle(connection: Connection, command: Command) -> None:
     if method == "refresh":
         connection.refresh(command)  # it came while connect was under way
         return
+    connection.engine.counters.add("commands", method)
     await answer(connection, command.id, _HANDLERS[method], connection, command)
 
 

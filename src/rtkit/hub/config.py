@@ -8,6 +8,7 @@ from ..primitives.heartbeat import Heartbeat
 from ..primitives.ratelimit import Rate
 from ..publisher import MAX_PUBLICATION
 from ..wire import UNIT
+from .lease import LEASE
 
 __all__ = ["Limits"]
 
@@ -28,6 +29,8 @@ class Limits:
     :param reserve: bytes on top of that for replies and control.
     :param auth_timeout: until a connection must be authenticated (A1).
     :param handler_timeout: until a handler is cancelled and answered 100; None is off.
+    :param blocked: that a handler or hook may keep the event loop in one go, before a warning names it (F5); None is
+        off.
     :param refresh_leeway: after an identity's expiry until the connection is closed (A3).
     :param drain_timeout: that running handlers get when the hub closes (L1).
     :param heartbeat: of each connection (F4); None is off.
@@ -38,6 +41,9 @@ class Limits:
     :param recovery_page: messages read from history at once.
     :param history_page: messages of one ``history`` command at the most.
     :param position_check: between comparisons of a room's top with what was delivered (H4); None is off.
+    :param lease: that a node is taken for alive after it was last heard of (P3): within one and a half of it those who
+        were connected to a node that died have left. It is the same on all nodes, and from 1 to 3,600. A node that
+        stands still for as long is dead to the others.
     :raises ValueError: for a bound that is not positive, and for messages that *large* has no room for.
     """
 
@@ -53,6 +59,7 @@ class Limits:
     reserve: int = 256 * 1024
     auth_timeout: float = 10.0
     handler_timeout: float | None = 30.0
+    blocked: float | None = 0.25
     refresh_leeway: float = 10.0
     drain_timeout: float = 5.0
     heartbeat: Heartbeat | None = field(default_factory=Heartbeat)
@@ -63,12 +70,15 @@ class Limits:
     recovery_page: int = 500
     history_page: int = 1000
     position_check: float | None = 30.0
+    lease: float = LEASE
 
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, int | float) and not value > 0:
                 raise ValueError(f"Limits({each.name}=…) is positive, not {value!r}")
+        if not 1 <= self.lease <= 3600:
+            raise ValueError(f"Limits(lease=…) is 1 to 3600 s, not {self.lease!r}")
         if self.large < self.max_publication + UNIT:
             raise ValueError(
                 f"Limits(large={self.large}) must exceed max_publication={self.max_publication} by 64 KiB"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import codes
@@ -148,6 +149,8 @@ class Connection:
             self.close(codes.TOO_MANY_REQUESTS_CLOSE, "too many bytes")
             return
         units = split(frame)
+        self.engine.counters.add("received_bytes", amount=len(frame))
+        self.engine.counters.add("units_received", amount=len(units))
         if not units:
             # Empty text is no unit; a flood of it must cost its sender something.
             units = [b""]
@@ -359,6 +362,7 @@ class Connection:
             self.error(command.id, codes.TOO_MANY_REQUESTS, "a refresh is under way", retry_after=1.0)
             return
         self._refreshing = True
+        self.engine.counters.add("commands", "refresh")
         self.engine.spawn(refresh, self, command)
 
     def refreshed(self) -> None:
@@ -368,14 +372,27 @@ class Connection:
     # -- what goes out -----------------------------------------------------------------------------
 
     def push(
-        self, lane: Any, unit: bytes, policy: Overflow, *, key: Any = None, mark: int = 0
+        self,
+        lane: Any,
+        unit: bytes,
+        policy: Overflow,
+        *,
+        key: Any = None,
+        mark: int = 0,
+        minor: bool = False,
     ) -> Spill | None:
-        """Queue a room's push; None when it simply went into the queue (D1)."""
+        """Queue a room's push; None when it simply went into the queue (D1).
+
+        :param minor: it gives way to others (D5).
+        """
         freight, outside = self._freight, self._outside
         if freight is None and len(unit) <= self.small:
-            spill = self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=outside)
+            spill = self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=outside, minor=minor)
         else:
-            spill = self._push_apart(lane, unit, policy, key, mark, outside)
+            spill = self._push_apart(lane, unit, policy, key, mark, outside, minor)
+        if self.outbox.gave_way:
+            self.engine.counters.add("drops", "signal", self.outbox.gave_way)
+            self.outbox.gave_way = 0
         self._mark_dirty()
         return spill
 
@@ -391,7 +408,7 @@ class Connection:
         return self.engine.small_rt if self.rt else self.engine.small
 
     def _push_apart(
-        self, lane: Any, unit: bytes, policy: Overflow, key: Any, mark: int, outside: int
+        self, lane: Any, unit: bytes, policy: Overflow, key: Any, mark: int, outside: int, minor: bool
     ) -> Spill | None:
         """A push that is large, or comes while something large is on its way (T8)."""
         freight = self._freight
@@ -399,7 +416,7 @@ class Connection:
             return freight.hold(lane, unit, policy, key=key, mark=mark, outside=outside + self.outbox.size)
         if len(unit) <= self.small or self.outbox.lags(lane):
             outside += freight.waiting if freight is not None else 0
-            return self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=outside)
+            return self.outbox.push(lane, unit, policy, key=key, mark=mark, outside=outside, minor=minor)
         if freight is not None and not freight.takes_push:
             return freight.hold(lane, unit, policy, key=key, mark=mark, outside=outside + self.outbox.size)
         self._begin(lane, unit, push=True)
@@ -490,6 +507,7 @@ class Connection:
     def uncork(self, first: bytes) -> None:
         """Send *first*, then what was held back."""
         self._corked = False
+        self._count([first])
         self.transport.send([first])
         self.flush()
 
@@ -503,7 +521,7 @@ class Connection:
             units = outbox.take(room)
             if self._freight is not None and not (units := self._unfenced(units)):
                 continue
-            self.engine.counters.add("units_sent", amount=len(units))
+            self._count(units)
             transport.send(units)
         if self._freight is not None:
             self._ship(self._freight)
@@ -515,6 +533,10 @@ class Connection:
                     self.lagging[member] = None
                 else:
                     self.engine.spawn(self.engine.catch_up, member)
+
+    def _count(self, units: Sequence[bytes]) -> None:
+        self.engine.counters.add("units_sent", amount=len(units))
+        self.engine.counters.add("sent_bytes", amount=sum(map(len, units)))
 
     def _unfenced(self, units: list[bytes]) -> list[bytes]:
         """The units without fences; what stood behind those is ready to leave."""
@@ -529,7 +551,7 @@ class Connection:
         transport = self.transport
         if freight.ready and transport.buffered <= HIGH_WATER // 2:
             batch, units = freight.next()
-            self.engine.counters.add("units_sent")
+            self._count(batch.units)
             transport.send_batch(batch)
             if not self.rt and transport.buffered:
                 self._afloat = len(batch.units[0])
@@ -634,6 +656,7 @@ class Connection:
                 units = [unit for unit in units if unit]  # no fences; what is large stays behind
             # Over long-poll, what waits to be fetched holds nobody up, and goes with the goodbye.
             if units and (self.transport.buffered == 0 or self.transport.kind == "poll"):
+                self._count(units)
                 self.transport.send(units)
             self.transport.close(code, reason)
         bye = code == codes.WS_NORMAL or codes.is_terminal(code)

@@ -22,7 +22,7 @@ from ..brokers.base import keeps_state, keeps_streams
 from ..clock import Clock
 from ..errors import BadUnit, BrokerUnavailable, DeclarationError, NotSupported, Unavailable
 from ..identity import Identity
-from ..metrics import Counters
+from ..metrics import Counters, Timings
 from ..position import Position
 from ..primitives.clocks import sleep, timeout
 from ..primitives.deadlines import Deadlines
@@ -40,13 +40,16 @@ from .handle import Room
 from .large import Parcel
 from .lease import NodeLease
 from .local import LocalRoom, Member
+from .looplag import LoopLag
 from .parking import Parking, TakenUp
 from .prepared import REPLY_BYTES, publication, unsubscribe_unit
 from .relay import CONTROL, Relay
 from .revocations import TOPIC as REVOCATIONS
 from .revocations import Revocations
+from .roundtrips import timed
 from .session import Session
 from .table import Family, Table
+from .underway import Underway
 from .versions import Versions
 from .web import Web
 
@@ -72,15 +75,18 @@ class Engine:
     def __init__(self, hub: Hub[Any], table: Table, broker: Broker) -> None:
         self.hub = hub
         self.table = table
-        self.broker = broker
+        self.counters = Counters()
+        self.timings = Timings()
+        self.broker = timed(broker, hub.clock, self.timings, self.counters)
         self.limits: Limits = hub.limits
         self.clock: Clock = hub.clock
         self.random = hub.random
         self.node_id = hub.node_id
         self.version = hub.version
-        self.counters = Counters()
         self.tasks = Tasks(name="rtkit", clock=self.clock)
         self.deadlines = Deadlines(self.clock, on_stall=self._stalled)
+        self.lag = LoopLag(self)
+        self.underway = Underway(self.clock)
         self.authority = Authority(self)
         self.lease = NodeLease(self)
         self.relay = Relay(self)
@@ -153,6 +159,7 @@ class Engine:
         await self._come_in()
         if self.limits.position_check is not None:
             self.spawn(self._check_positions, self.limits.position_check)
+        self.lag.start()
 
     async def _come_in(self) -> None:
         """Become a node among others: be heard of, and know what they know, before anybody is let in."""
@@ -175,8 +182,10 @@ class Engine:
             await self.drain()
             for feature in self.features.values():
                 await feature.aclose()
+            await self.parking.aclose()
             await self.lease.release()
         finally:
+            self.lag.close()
             self.deadlines.close()
             self.relay.close()
             try:
@@ -235,8 +244,7 @@ class Engine:
         return True, max(1, int(expires_at - self.clock.time()))
 
     def _stalled(self, lag: float) -> None:
-        self.counters.add("stalls")
-        logger.warning("the event loop stood still for %.1f s: something blocks it", lag)
+        self.counters.add("stalls")  # who did it, if anybody did, the monitor says
 
     # -- sending -----------------------------------------------------------------------------------
 
@@ -392,7 +400,7 @@ class Engine:
         """Run the application's ``on_session_start``."""
         async with timeout(self.clock, self.limits.handler_timeout):
             for hook in self.hub.start_hooks:
-                await hook(self._context(session))
+                await self.lag.watch(hook, hook(self._context(session)))
 
     def dropped(self, connection: Connection) -> None:
         """The host has let go of the transport."""
@@ -449,7 +457,7 @@ class Engine:
         for hook in self.hub.end_hooks:
             try:
                 async with timeout(self.clock, self.limits.handler_timeout):
-                    await hook(self._context(session), reason)
+                    await self.lag.watch(hook, hook(self._context(session), reason))
             except Exception as error:
                 logger.exception("on_session_end failed", exc_info=error)
 
@@ -581,7 +589,7 @@ class Engine:
         )
         try:
             async with timeout(self.clock, self.limits.handler_timeout):
-                await hook(ctx)
+                await self.lag.watch(hook, hook(ctx))
         except Exception as error:
             extra = {"session": session.id, "user": session.identity.user, "room": room.name}
             logger.exception("on_leave failed", exc_info=error, extra=extra)

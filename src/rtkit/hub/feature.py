@@ -19,7 +19,7 @@ from ..wire import ClientInfo, MarksBody, SubscribeResult, dumps
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .local import Member
+    from .local import LocalRoom, Member
     from .session import Session
     from .table import Family
 
@@ -90,21 +90,27 @@ class RunningFeature(Protocol):
         :raises Reject: when it may not, or cannot.
         :raises Unavailable: when the broker cannot be reached.
         """
+        return
 
     def joined(self, member: Member, result: SubscribeResult) -> None:
         """It is in; *result* is about to be sent, and may be added to."""
+        return
 
     def entered(self, member: Member) -> None:
         """Others may know of the member. Of one that returns (C3) this is said again."""
+        return
 
     def detached(self, member: Member) -> None:
         """Nothing is delivered to the member any more; perhaps it comes back."""
+        return
 
     def departed(self, member: Member) -> None:
         """A member that had entered is gone."""
+        return
 
     def moved(self, session: Session[Any], room: str) -> None:
         """A session that had entered the room goes on at another node (C4)."""
+        return
 
     def signalled(self, member: Member, event: str, data: Raw) -> bool:
         """A member has sent a signal, and may; whether it is taken care of: else it goes to everybody.
@@ -118,8 +124,13 @@ class RunningFeature(Protocol):
         """A member has sent a message, and it was taken."""
         return
 
+    def renewed(self, room: LocalRoom) -> None:
+        """The stream of a room goes on in another epoch, and its members have been told (H10)."""
+        return
+
     async def aclose(self) -> None:
         """The run ends: all members have departed. Bounded in time; does not raise."""
+        return
 
 
 @runtime_checkable

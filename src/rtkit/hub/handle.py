@@ -75,18 +75,27 @@ class Room(Generic[M]):
         user, client = ("", "") if session is None else (session.identity.user, session.id)
         if key is None and run is not None:
             key = run.next_key(elsewhere=session is None)
-        published = await publish(
-            engine.broker,
-            self._family,
-            self.name,
-            data,
-            time=engine.clock.time(),
-            key=key,
-            user=user,
-            client=client,
-            limit=engine.limits.max_publication,
-            seal=engine.versions.seal,
-        )
+        stamp = engine.clock.time()
+        if engine.timings.publications.due() and (local := engine.rooms.get(self.name)) and local.live:
+            engine.underway.begin(self.name, stamp)
+        try:
+            published = await publish(
+                engine.broker,
+                self._family,
+                self.name,
+                data,
+                time=stamp,
+                key=key,
+                user=user,
+                client=client,
+                limit=engine.limits.max_publication,
+                seal=engine.versions.seal,
+            )
+        except BaseException:
+            engine.underway.end(self.name, stamp)
+            raise
+        if published.duplicate:
+            engine.underway.end(self.name, stamp)
         engine.counters.add("publications" if not published.duplicate else "duplicates")
         await engine.breathe(len(data))
         return published
@@ -94,14 +103,22 @@ class Room(Generic[M]):
     def signal(self, message: object, *, exclude: Session[Any] | None = None) -> None:
         """Tell those who are here now; at most once, not stored, never blocks (D5).
 
+        As ``ctx.room``, the sender is the user's client. What the family says about its clients' signals
+        (``signals=``, ``typing=``) does not bind the server.
+
         :param exclude: a session that shall not get it.
         :raises InvalidMessage: for a value JSON cannot hold.
         """
-        data = Raw(encode_value(message))
-        user = self._session.identity.user if self._session is not None else ""
-        skip = exclude.id if exclude is not None else ""
-        envelope = Envelope(v=1, kind=Kind.SIGNAL, data=data, event=event_of(message), user=user, skip=skip)
-        engine = self._hub.engine
+        engine, session = self._hub.engine, self._session
+        envelope = Envelope(
+            v=1,
+            kind=Kind.SIGNAL,
+            data=Raw(encode_value(message)),
+            event=event_of(message),
+            user=session.identity.user if session is not None else "",
+            client=session.id if session is not None else "",
+            skip=exclude.id if exclude is not None else "",
+        )
         engine.send_quietly(topic_of(self.name), engine.versions.seal(envelope))
 
     async def history(

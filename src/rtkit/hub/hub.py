@@ -6,9 +6,8 @@ import asyncio
 import os
 import random
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
 from importlib import metadata
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
@@ -22,6 +21,7 @@ from ..errors import NotRunning, UsageError, WrongLoop, WrongProcess
 from ..hosting.asgi import AsgiHost
 from ..identity import Credentials, Identity
 from ..messages import Published
+from ..metrics import Counted, Counters, Timings
 from ..primitives.clocks import LoopClock
 from ..transports import Answer, Driver, Handshake, HttpRequest, Refused, Transport
 from ..wire.envelope import FORMATS, Formats
@@ -33,6 +33,7 @@ from .engine import Engine
 from .handle import Room, User
 from .origin import origin_allowed
 from .router import Router, must_be_async
+from .statistics import HubStatistics, present
 from .web import answer
 
 if TYPE_CHECKING:
@@ -48,23 +49,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 EndHook = Callable[[Context[C, Any], str], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class HubStatistics:
-    """A hub as it is now.
-
-    :param totals: counters since start; see ``docs/reference/metrics.md`` for their names.
-    """
-
-    running: bool
-    connections: int = 0
-    sessions: int = 0
-    rooms: int = 0
-    users: int = 0
-    tasks: int = 0
-    deadlines: int = 0
-    totals: Mapping[str, int] | None = None
 
 
 class Hub(Router[C], Generic[C]):
@@ -116,6 +100,8 @@ class Hub(Router[C], Generic[C]):
         self.end_hooks: list[EndHook[C]] = []
         self.broker = broker
         self._engine: Engine | None = None
+        self._counted = Counters()  # by runs that are over
+        self._timed = Timings()
         self._starting: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -218,6 +204,9 @@ class Hub(Router[C], Generic[C]):
             yield
 
     def _forget(self) -> None:
+        if self._engine is not None:
+            self._counted.absorb(self._engine.counters)
+            self._timed.absorb(self._engine.timings)
         self._engine = None
         self._starting = None
         self._closing = None
@@ -315,20 +304,26 @@ class Hub(Router[C], Generic[C]):
         """
         return await self.engine.control.nodes()
 
-    def statistics(self) -> HubStatistics:
-        """How things are."""
-        engine = self._engine
-        if engine is None:
-            return HubStatistics(running=False)
+    def statistics(self, *, all_runs: bool = False) -> HubStatistics:
+        """How things are, and what was counted and measured since the start. May be called from another thread.
+
+        :param all_runs: also what was counted and measured before: by all runs of this hub in this process. Such
+            totals never go back.
+        """
+        engine, counters, timings = self._engine, Counters(), Timings()
+        if all_runs:
+            counters.absorb(self._counted)
+            timings.absorb(self._timed)
+        if engine is not None:
+            counters.absorb(engine.counters)
+            timings.absorb(engine.timings)
+        totals = counters.snapshot()
         return HubStatistics(
-            running=True,
-            connections=len(engine.connections),
-            sessions=len(engine.sessions),
-            rooms=len(engine.rooms),
-            users=len(engine.users),
-            tasks=len(engine.tasks),
-            deadlines=len(engine.deadlines),
-            totals=engine.counters.snapshot(),
+            running=engine is not None,
+            totals=totals,
+            counted=Counted.of(totals),
+            measured=timings.snapshot(),
+            **({} if engine is None else present(engine)),
         )
 
     # -- what hosts do with it -----------------------------------------------------------------------
@@ -377,9 +372,15 @@ class Hub(Router[C], Generic[C]):
         :raises Refused: with the status to answer.
         """
         if self._not_ready() is not None:
+            self._refused("draining")
             raise Refused(503, "draining", retry_after=1)
         if not origin_allowed(handshake, self.origins):
+            self._refused("origin")
             raise Refused(403, "this origin may not connect; the server lists others in Hub(origins=…)")
+
+    def _refused(self, reason: str) -> None:
+        if self._engine is not None:
+            self._engine.counters.add("refusals", reason)
 
     def connect(self, transport: Transport, handshake: Handshake) -> Driver:
         """Drive a transport that a host has accepted."""

@@ -102,8 +102,9 @@ async def join(
         admit=lambda: engine.authority.check_ban(name, session.identity.user),
         hook=_join_hook(ctx, family, run),
     )
+    limit = timeout(engine.clock, engine.limits.handler_timeout)
     try:
-        async with timeout(engine.clock, engine.limits.handler_timeout) as limit:
+        async with limit:
             await joining.run()
             for kind in family.rooms.features:
                 base = body is not None and body.join_leave
@@ -152,7 +153,7 @@ def _join_hook(
     async def join_data() -> Raw | UnsetType:
         token = current_run.set(run)
         try:
-            result = await family.around.call(ctx, lambda: hook(ctx))
+            result = await ctx.session.engine.lag.watch(hook, family.around.call(ctx, lambda: hook(ctx)))
         finally:
             current_run.reset(token)
         return UNSET if result is None else Raw(encode_value(result))

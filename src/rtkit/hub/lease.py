@@ -36,14 +36,15 @@ logger = logging.getLogger("rtkit.hub")
 
 T = TypeVar("T")
 
-#: Seconds a node is taken for alive after it was last heard of.
+#: Seconds a node is taken for alive after it was last heard of, unless :class:`.Limits` says otherwise.
 LEASE: Final = 10.0
 #: The key under which all leases lie, by node id.
 NODES: Final = "nodes"
 
-_EVERY: Final = 3.0  # seconds between renewals: two may fail before the lease is lost
-_PATIENCE: Final = 3.0  # seconds a command may take; longer is as good as away
-_FRESH: Final = 1.0  # seconds that what was read of the others is used again
+# Shares of the lease:
+_EVERY: Final = 0.3  # between renewals: two may fail before the lease is lost
+_PATIENCE: Final = 0.3  # a command may take; longer is as good as away
+_FRESH: Final = 0.1  # that what was read of the others is used again
 
 
 class Announced(NamedTuple):
@@ -73,12 +74,14 @@ def _is_number(text: str) -> bool:
 class NodeLease:
     """This node's lease. Nothing is held, and no task runs, until :meth:`hold` is called.
 
+    :ivar seconds: how long it lasts after each renewal.
     :ivar incarnation: names this life of the node. It changes when the lease was lost.
     :ivar on_lost: plain functions, called when the lease had been lost and a new incarnation holds it again.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.seconds = engine.limits.lease
         self.incarnation = secrets.token_hex(8)
         self.on_lost: list[Callable[[], object]] = []
         self._keeper: asyncio.Task[Any] | None = None
@@ -121,7 +124,7 @@ class NodeLease:
     def may_reap(self) -> bool:
         """Whether a missing lease proves that its node is dead: the broker was within reach for a full lease."""
         since = self._reached_since
-        return self.held and since is not None and self._engine.clock.monotonic() - since >= LEASE
+        return self.held and since is not None and self._engine.clock.monotonic() - since >= self.seconds
 
     async def holders(self) -> frozenset[str] | None:
         """The ids of the nodes that hold a lease, as of at most a second ago.
@@ -146,7 +149,10 @@ class NodeLease:
         return node in self._alive
 
     def _is_fresh(self) -> bool:
-        return self._alive_at is not None and self._engine.clock.monotonic() - self._alive_at < _FRESH
+        return (
+            self._alive_at is not None
+            and self._engine.clock.monotonic() - self._alive_at < self.seconds * _FRESH
+        )
 
     async def incarnations(self, *, fresh: bool = False) -> Mapping[str, str] | None:
         """The nodes that hold a lease, each with its incarnation; otherwise as :meth:`holders`.
@@ -194,7 +200,7 @@ class NodeLease:
             if self._reached_since is None:
                 await sleep(clock, self._engine.backoff())
             else:
-                await sleep(clock, _EVERY * (0.8 + random.random() / 5))
+                await sleep(clock, self.seconds * _EVERY * (0.8 + random.random() / 5))
             try:
                 await self._renew(broker)
                 if self._engine.versions.open:
@@ -213,9 +219,9 @@ class NodeLease:
         """Write the lease, and tell who has to know that it had been lost."""
         began = self._engine.clock.monotonic()
         node, mine = self._engine.node_id, self._mine()
-        if not await self._ask(lambda: broker.put(NODES, node, mine, ttl=LEASE)):
+        if not await self._ask(lambda: broker.put(NODES, node, mine, ttl=self.seconds)):
             return
-        self._until = began + LEASE
+        self._until = began + self.seconds
         self._alive_at = None
         if self._lost:
             self._lost = False
@@ -229,11 +235,11 @@ class NodeLease:
             return
         began = self._engine.clock.monotonic()
         node = self._engine.node_id
-        gone = await self._ask(lambda: broker.renew(NODES, [node], ttl=LEASE))
+        gone = await self._ask(lambda: broker.renew(NODES, [node], ttl=self.seconds))
         if gone is None:
             return
         if node not in gone:
-            self._until = began + LEASE
+            self._until = began + self.seconds
             return
         # Cut off, asleep, or the broker has lost what it held: nobody's lease says anything for a while.
         self._reached_since = began
@@ -245,7 +251,7 @@ class NodeLease:
     async def _ask(self, command: Callable[[], Awaitable[T]]) -> T | None:
         """Run a command; None when the broker is away, of which note is taken."""
         try:
-            async with timeout(self._engine.clock, _PATIENCE):
+            async with timeout(self._engine.clock, self.seconds * _PATIENCE):
                 result = await command()
         except (Unavailable, TimeoutError) as error:
             if self._reached_since is not None:

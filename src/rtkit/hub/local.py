@@ -107,6 +107,8 @@ class LocalRoom:
         self._pending: list[Prepared] = []  # delivered in this loop turn, and not yet handed to the members
         self._pending_bytes = 0
         self._pending_epoch = ""
+        self._arrived: float | None = None  # when the first of them was delivered
+        self._published: float | None = None  # when the first of them that this node has published was
         self._reading = asyncio.Lock()
         self._gate = asyncio.Lock()
         self._repairing = False
@@ -158,6 +160,7 @@ class LocalRoom:
     def _fan_out(self, envelope: Envelope, offset: int) -> None:
         """Have the live members get it at the end of the loop turn, with what else came in it (D4)."""
         prepared = Prepared(self.name, envelope, offset)
+        began = self.engine.underway.end(self.name, envelope.time) if self.engine.underway else None
         if offset == 0 and self.outside:
             for member in self.outside:
                 self._hold(member, prepared)
@@ -165,8 +168,12 @@ class LocalRoom:
             return
         if not self._pending:
             self._pending_epoch = self.feed.cursor.epoch if self.feed is not None and self.feed.cursor else ""
+            engine = self.engine
+            self._arrived = engine.clock.monotonic() if engine.timings.fanouts.due() else None
             self.engine.pending(self)
         self._pending.append(prepared)
+        if self._published is None:
+            self._published = began
         self._pending_bytes += prepared.size
         if self._pending_bytes >= HIGH_WATER:
             self.settle()
@@ -199,7 +206,7 @@ class LocalRoom:
         self.engine.settled(self)
         base: Batch | None = None
         rt: Batch | None = None
-        written = 0
+        written = written_rt = 0
         spilled: list[tuple[Member, Any, int]] = []
         for member in self.live:
             session = member.session
@@ -209,10 +216,11 @@ class LocalRoom:
             if direct and connection.clear and (alone or len(session.rooms) == 1):
                 if connection.rt:
                     batch = rt = rt or Batch([each.unit(True) for each in pending])
+                    written_rt += 1
                 else:
                     batch = base = base or Batch([each.unit(False) for each in pending])
+                    written += 1
                 connection.clear = connection.transport.send_batch(batch)
-                written += 1
             elif aside and not connection.rt and connection.clear and (alone or len(session.rooms) == 1):
                 base = base or Batch([each.unit(False) for each in pending])
                 connection.clear = connection.transport.send_batch(base)
@@ -221,9 +229,23 @@ class LocalRoom:
                 self._queue(member, connection, pending, policy, spilled)
         count = len(pending)
         self.engine.counters.add("deliveries", amount=count * len(self.live))
-        self.engine.counters.add("units_sent", amount=count * written)
+        self.engine.counters.add("units_sent", amount=count * (written + written_rt))
+        size = written * sum(map(len, base.units)) if base is not None else 0
+        size += written_rt * sum(map(len, rt.units)) if rt is not None else 0
+        self.engine.counters.add("sent_bytes", amount=size)
+        if self._arrived is not None or self._published is not None:
+            self._measure()
         for member, spill, offset in spilled:
             self._spilled(member, spill, offset)
+
+    def _measure(self) -> None:
+        """What the turn brought has been handed out."""
+        now, timings = self.engine.clock.monotonic(), self.engine.timings
+        if self._arrived is not None:
+            timings.fanout.observe(now - self._arrived)
+        if self._published is not None:
+            timings.delivery.observe(now - self._published)
+            self._published = None
 
     def _queue(
         self,
@@ -282,6 +304,7 @@ class LocalRoom:
             member.session.connection.lagging[member] = None
 
     def _signal(self, envelope: Envelope) -> None:
+        self.settle()  # of a message, and the word that its sender types the next, the message comes first (X1)
         body = SignalBody(
             event=envelope.event, data=envelope.data, user=envelope.user, client=envelope.client
         )
@@ -292,7 +315,7 @@ class LocalRoom:
             if connection is None or not connection.rt or member.session.id == envelope.skip:
                 continue
             # Signals are the first to go, and only the newest of each sender and kind counts (D5).
-            spill = connection.push((self.name, "signal"), unit, "latest_per_key", key=key)
+            spill = connection.push((self.name, "signal"), unit, "latest_per_key", key=key, minor=True)
             if spill is not None and (spill.overflow or spill.dropped_count):
                 self.engine.counters.add("drops", "signal")
 
@@ -372,6 +395,9 @@ class LocalRoom:
                     member.outside.jumped(moved.start)
             for member in list(self.live):
                 self._tell(member, moved.gap, moved.start)
+        if moved.epoch_changed:
+            for kind in self.family.rooms.features:
+                self.engine.features[kind].renewed(self)
         for entry in moved.entries:
             self._deliver(entry)
 

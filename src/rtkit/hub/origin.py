@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from ..transports import Handshake
 
-__all__ = ["cors_headers", "origin_allowed"]
+__all__ = ["cookies_count", "cors_headers", "origin_allowed"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -49,6 +49,14 @@ def origin_allowed(handshake: Handshake, allowed: Sequence[str]) -> bool:
         return False
 
 
+def cookies_count(handshake: Handshake, allowed: Sequence[str]) -> bool:
+    """Whether the cookies of a handshake say anything: a page that only ``*`` lets in has not been given them.
+
+    Over HTTP browsers see to that themselves (:func:`cors_headers`). Over WebSockets they send cookies from every page.
+    """
+    return origin_allowed(handshake, [each for each in allowed if each != "*"])
+
+
 def cors_headers(handshake: Handshake, allowed: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """What lets a page of another origin read a response (T10); nothing for one that may not.
 
@@ -57,7 +65,7 @@ def cors_headers(handshake: Handshake, allowed: Sequence[str]) -> tuple[tuple[st
     origin = handshake.header("origin")
     if origin is None or not origin_allowed(handshake, allowed):
         return (("vary", "origin"),)
-    by_name = origin_allowed(handshake, [each for each in allowed if each != "*"])
+    by_name = cookies_count(handshake, allowed)
     more = (("access-control-allow-credentials", "true"),) if by_name else ()
     return (
         ("vary", "origin"),

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -26,7 +27,7 @@ from .. import codes
 from ..brokers.base import keeps_state
 from ..errors import BadUnit, Unavailable
 from ..identity import Grant, Identity
-from ..primitives.clocks import sleep
+from ..primitives.clocks import sleep, timeout
 from .local import LocalRoom, Member
 from .relay import Answered, Ask
 from .resume import Claim, Owner, OwnerHead, may_take_up, read_token, write_token
@@ -47,6 +48,8 @@ _SECRET_LIFE: Final = 30 * 24 * 3600.0
 _TRIES: Final = 3
 #: Ended sessions to be forgotten, at the most, while the broker is away; of more it forgets by itself, in a day.
 _VOID: Final = 10_000
+#: Seconds that the end of a run takes for that, at the most.
+_END: Final = 2.0
 #: Seconds the node that had a session has to answer. Its client waits for that.
 _PATIENCE: Final = 1.0
 
@@ -195,9 +198,16 @@ class Parking:
         await self._forget(client)
 
     async def _forget(self, client: str) -> None:
+        """Take away what the broker keeps of a session that was ours, unless another node has it by now."""
         broker = self._engine.broker
-        if keeps_state(broker):
-            await broker.remove(_key(client), "owner")
+        if not keeps_state(broker):
+            return
+        stored = (await broker.entries(_key(client))).get("owner")
+        if stored is None:
+            return
+        with suppress(BadUnit):
+            if self._read_owner(stored).node == self._engine.node_id:
+                await broker.remove(_key(client), "owner", expected=stored)
 
     def _let_go(self, request: Ask) -> Answered:
         """Another node has taken the session up."""
@@ -207,6 +217,7 @@ class Parking:
         if session.generation >= request.number:
             return Answered(status=409)  # it came back here meanwhile, by a newer claim
         removed, stale = dict(session.removed or {}), session.stale
+        session.taken_by = request.node
         return Answered(status=200, rooms=self._hand_over(session), removed=removed, stale=stale)
 
     def _hand_over(self, session: Session[Any]) -> list[str]:
@@ -290,10 +301,12 @@ class Parking:
         """It may have been taken up by a node that could not tell us."""
         broker = self._engine.broker
         assert keeps_state(broker)
-        found = None
+        taken_by = ""
         try:
             found = (await broker.entries(_key(session.id))).get("owner")
-            elsewhere = found is not None and self._read_owner(found).generation > session.generation
+            owner = None if found is None else self._read_owner(found)
+            elsewhere = owner is not None and owner.generation > session.generation
+            taken_by = "" if owner is None else owner.node
         except Unavailable:
             elsewhere = False
         except BadUnit:
@@ -301,6 +314,7 @@ class Parking:
         if session.connection is not None or self._engine.sessions.get(session.id) is not session:
             return  # it is back, or was handed over
         if elsewhere:
+            session.taken_by = taken_by
             self._hand_over(session)
             return
         self._end(session)
@@ -336,6 +350,14 @@ class Parking:
                     self._void.pop(client, None)
         finally:
             self._forgetting = False
+
+    async def aclose(self) -> None:
+        """The run ends: what has ended with it is forgotten, if the broker is there to do that. Never fails."""
+        with suppress(Unavailable, TimeoutError):
+            async with timeout(self._engine.clock, _END):
+                for client in list(self._void):
+                    await self._forget(client)
+                    self._void.pop(client, None)
 
     def depart(self, session: Session[Any], name: str | None = None) -> None:
         """The session has left rooms that it was parked in: one, or all of them."""

@@ -63,6 +63,10 @@ class Ask(msgspec.Struct, tag="ask", omit_defaults=True, kw_only=True):
     code: int = 0
     reason: str = ""
 
+    def __repr__(self) -> str:
+        # Session ids, and what clients say, are for nobody to read (A5).
+        return f"<Ask {self.do!r} of node {self.node!r}, {len(self.body)} bytes>"
+
 
 class Answered(msgspec.Struct, tag="answered", omit_defaults=True, kw_only=True):
     """The answer to an :class:`Ask`; *status* is as in HTTP where it goes to a client."""
@@ -78,6 +82,9 @@ class Answered(msgspec.Struct, tag="answered", omit_defaults=True, kw_only=True)
     rooms: list[str] = []
     removed: dict[str, str] = {}
     stale: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Answered {self.status} by node {self.node!r}, {len(self.body)} bytes>"
 
 
 Obeyed = Answered | asyncio.Future[Answered]

@@ -48,6 +48,7 @@ class Session(Generic[C]):
     :ivar parked: rooms it was in before its connection was lost, and has not come back to yet.
     :ivar removed: rooms it was taken out of meanwhile, each with the reason; its client has not been told yet.
     :ivar stale: its client was to be asked for a new token meanwhile.
+    :ivar taken_by: the node that it went on at, as far as that is known.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Session(Generic[C]):
         "rooms",
         "stale",
         "state",
+        "taken_by",
     )
 
     def __init__(self, engine: Engine, id: str, identity: Identity[C]) -> None:
@@ -83,6 +85,7 @@ class Session(Generic[C]):
         self.parked: dict[str, Member] = {}
         self.removed: dict[str, str] | None = None
         self.stale = False
+        self.taken_by = ""
         self.park_deadline: Deadline | None = None
         self.park_reason = ""
         self.parted: HttpSession | None = None  # what it was connected by last, over HTTP

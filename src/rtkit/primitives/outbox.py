@@ -27,11 +27,15 @@ When a push does not fit
 ``close``
     Overflow.
 
-**Overflow** means the connection cannot be saved: close it with 3008. It changes nothing in the
-queue. ``drop_oldest`` and ``latest_per_key`` overflow when all of the lane's own entries together
-would free too little. An entry that is larger than the whole limit overflows under every policy but
-``drop_newest``, ``recover`` included: no wait would ever make room for it, and a lane that lags for
-ever is a silent loss. Who publishes such entries sends them in chunks, past the outbox.
+Before any of that, *minor* lanes give way: their entries go, the oldest first, as many as it takes. What is
+pushed to a minor lane itself makes nobody else's give way.
+
+**Overflow** means the connection cannot be saved: close it with 3008. It changes nothing in the queue.
+``drop_oldest`` and ``latest_per_key`` overflow when all of the lane's own entries together would free
+too little; what is minor has given way by then. An entry that is larger than the whole limit overflows
+under every policy but ``drop_newest``, ``recover`` included: no wait would ever make room for it, and a
+lane that lags for ever is a silent loss. Who publishes such entries sends them in chunks, past the
+outbox.
 
 How
 ---
@@ -163,6 +167,7 @@ class Outbox:
     :param limit: bytes of pushes it holds at the most, with what is outside.
     :param reserve: bytes beyond it that only control may use.
     :param overhead: bytes an entry counts beside its data.
+    :ivar gave_way: how many entries of minor lanes were dropped, for the owner to count and to set to 0.
     :raises ValueError: for a limit that is not positive, a reserve or an overhead that is negative.
     """
 
@@ -174,6 +179,7 @@ class Outbox:
         "_lagging",
         "_lanes",
         "_limit",
+        "_minor",
         "_overflows",
         "_overhead",
         "_queue",
@@ -181,6 +187,7 @@ class Outbox:
         "_reserve",
         "_size",
         "_taken",
+        "gave_way",
     )
 
     def __init__(self, *, limit: int = 1024 * 1024, reserve: int = 256 * 1024, overhead: int = 64) -> None:
@@ -198,6 +205,8 @@ class Outbox:
         self._queue: deque[bytes | _Entry] | None = None
         self._lanes: dict[Hashable, _Lane] | None = None
         self._lagging: set[Hashable] | None = None
+        self._minor: dict[Hashable, None] | None = None  # lanes that may have entries
+        self.gave_way = 0
         self._taken = 0
         self._dropped = 0
         self._conflated = 0
@@ -233,12 +242,14 @@ class Outbox:
         key: Hashable = None,
         mark: int = 0,
         outside: int = 0,
+        minor: bool = False,
     ) -> Spill | None:
         """Queue a push of *lane*, or do what *policy* says when it does not fit.
 
         :param key: what ``latest_per_key`` tells entries of the lane apart by; None is no key.
         :param mark: where it stands in the lane's stream (an offset); 0 for nowhere.
         :param outside: bytes that sit in the transport's own buffer.
+        :param minor: the lane's entries give way to those of lanes that are not.
         :return: None when it was simply queued, which is the rule; else what happened.
         :raises ValueError: for an unknown policy, at the latest when it comes to act.
         """
@@ -246,6 +257,7 @@ class Outbox:
         if (
             self._lagging is None
             and self._lanes is None
+            and not minor
             and policy != "latest_per_key"
             and self._size + outside + cost <= self._limit
         ):
@@ -254,10 +266,21 @@ class Outbox:
             self._queue.append(_Entry(lane, data, mark, key))
             self._size += cost
             return None
-        return self._push_slowly(lane, data, policy, key, mark, outside)
+        if minor:
+            if self._minor is None:
+                self._minor = {}
+            self._minor[lane] = None
+        return self._push_slowly(lane, data, policy, key, mark, outside, minor)
 
     def _push_slowly(
-        self, lane: Hashable, data: bytes, policy: Overflow, key: Hashable, mark: int, outside: int
+        self,
+        lane: Hashable,
+        data: bytes,
+        policy: Overflow,
+        key: Hashable,
+        mark: int,
+        outside: int,
+        minor: bool,
     ) -> Spill | None:
         """Whatever is not the rule: a lane lags, there is an index, there are keys, or it does not fit."""
         if self._lagging is not None and lane in self._lagging:
@@ -268,8 +291,8 @@ class Outbox:
             own = self._index().get(lane)
             older = own.keys.get(key) if own is not None and own.keys is not None else None
             if older is not None:
-                return self._conflate(lane, older, data, mark, outside)
-        excess = self._size + outside + cost - self._limit
+                return self._conflate(lane, older, data, mark, outside, minor)
+        excess = self._make_way(self._size + outside + cost - self._limit, minor)
         if excess <= 0:
             self._append(lane, data, mark, key)
             return None
@@ -295,12 +318,14 @@ class Outbox:
         self._append(lane, data, mark, key)
         return Spill(queued=True, dropped=marks, dropped_count=count)
 
-    def _conflate(self, lane: Hashable, older: _Entry, data: bytes, mark: int, outside: int) -> Spill | None:
+    def _conflate(
+        self, lane: Hashable, older: _Entry, data: bytes, mark: int, outside: int, minor: bool
+    ) -> Spill | None:
         """*data* takes the place of *older*, which has the same lane and key."""
-        own = self._index()[lane]
         old = self._cost(older)
         cost = len(data) + self._overhead
-        excess = self._size - old + outside + cost - self._limit
+        excess = self._make_way(self._size - old + outside + cost - self._limit, minor)
+        own = self._index()[lane]
         marks: tuple[int, ...] = ()
         count = 0
         if excess > 0:
@@ -353,6 +378,23 @@ class Outbox:
         self._dropped += count
         self._sweep()
         return tuple(marks), count
+
+    def _make_way(self, excess: int, minor: bool) -> int:
+        """Have minor lanes give way to a push that is not minor; returns by how many bytes it still does not fit."""
+        if minor or excess <= 0 or self._minor is None:
+            return excess
+        for lane in list(self._minor):
+            own = self._index().get(lane)
+            if own is not None:
+                before = self._size
+                _, count = self._drop(own, excess, None)
+                self.gave_way += count
+                excess -= before - self._size
+                if excess <= 0:
+                    break
+            if self._minor is not None:  # else the queue has run empty
+                self._minor.pop(lane, None)
+        return excess
 
     # -- out
 
@@ -408,7 +450,7 @@ class Outbox:
         """Remove everything, control too: the connection has ended. Return how many entries."""
         removed = len(self)
         self._discarded += removed
-        self._queue = self._lanes = self._lagging = None
+        self._queue = self._lanes = self._lagging = self._minor = None
         self._size = self._dead = 0
         return removed
 
@@ -480,6 +522,7 @@ class Outbox:
         if not self._queue:
             self._queue = None
             self._lanes = None
+            self._minor = None
 
     # -- looking at it
 

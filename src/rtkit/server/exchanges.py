@@ -17,7 +17,7 @@ from ..hosting.raw import RawPipe
 from ..transports import Handshake, HttpRequest, Refused, Streaming
 from .heads import Head, RequestRefused
 from .streams import HttpStream
-from .upgrade import upgrade
+from .upgrade import Upgraded, upgrade
 
 if TYPE_CHECKING:
     from .http import HttpConnection
@@ -102,9 +102,9 @@ async def become_websocket(connection: HttpConnection, head: Head) -> None:
         return  # gone meanwhile, or it took too long
     network, early = taken
     site.counters["websockets"] += 1
-    pipe = RawPipe(network, site.pipes)
+    pipe = RawPipe(network, site.pipes, deflate=answer.deflate)
     site.closed(connection)
-    network.write(answer)
+    network.write(answer.head)
     network.resume_reading()  # in a later turn; before the driver may pause it
     transport = pipe.transport
     try:
@@ -116,7 +116,7 @@ async def become_websocket(connection: HttpConnection, head: Head) -> None:
         pipe.data_received(early)
 
 
-def _shake_hands(connection: HttpConnection, head: Head) -> bytes:
+def _shake_hands(connection: HttpConnection, head: Head) -> Upgraded:
     """The answer that takes the handshake.
 
     :raises RequestRefused: for one that is not taken.
@@ -128,7 +128,7 @@ def _shake_hands(connection: HttpConnection, head: Head) -> bytes:
     if head.version != "1.1":
         more = (("upgrade", "websocket"), ("connection", "Upgrade"))
         raise RequestRefused(plain(426, "a WebSocket handshake is HTTP/1.1\n", *more))
-    answer = upgrade(head.target, head.headers)
+    answer = upgrade(head.target, head.headers, deflate=connection.site.deflate)
     if isinstance(answer, Response):
         raise RequestRefused(answer)
     return answer

@@ -46,7 +46,7 @@ from ..hosting.endpoints import Response, plain, refusal
 from .bodies import Body, expect
 from .exchanges import become_websocket
 from .files import send_file
-from .heads import Head, RequestRefused, not_http, read_head
+from .heads import Head, RequestRefused, not_http, read_head, screen
 
 if TYPE_CHECKING:
     from ..primitives.deadlines import Deadline
@@ -85,6 +85,7 @@ class HttpConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_bodiless",
         "_body",
         "_deadline",
         "_drained",
@@ -112,6 +113,9 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[Response] | None = None
         self._body: Body | None = None  # of the request that is being read
+        self._bodiless = (
+            False  # it is a HEAD: whatever it is answered, with a refusal for instance, has a head alone
+        )
 
     # -- called by the loop
 
@@ -171,8 +175,11 @@ class HttpConnection(asyncio.Protocol):
         try:
             for _ in range(_PIECES):
                 raw = b"" if self._phase == _BODY else self.http.trailing_data[0]
+                if raw:
+                    screen(raw, self.site.limits)
                 event = self.http.next_event()
                 if isinstance(event, h11.Request):
+                    self._bodiless = event.method == b"HEAD"
                     self._begin(event, raw)
                     if self.http.they_are_waiting_for_100_continue and not self._ask_for_body():
                         self._answer()
@@ -283,7 +290,7 @@ class HttpConnection(asyncio.Protocol):
         :param last: close the connection then.
         """
         data = self.format(response, last=last)
-        if response.body:
+        if response.body and not self._bodiless:
             data += self.http.send(h11.Data(data=response.body))
         self.finish(data)
 
@@ -340,6 +347,7 @@ class HttpConnection(asyncio.Protocol):
             self._hang_up()
             return
         self.http.start_next_cycle()
+        self._bodiless = False
         if self._writing_paused:
             self._phase = _FLUSH
             self._network.pause_reading()

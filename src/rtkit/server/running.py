@@ -30,6 +30,7 @@ async def listen(
     api_path: str = "/api",
     static: str | os.PathLike[str] | None = None,
     ssl: _ssl.SSLContext | None = None,
+    deflate: bool = False,
     unix: str | os.PathLike[str] | None = None,
     sock: socket.socket | None = None,
     limits: ServerLimits | None = None,
@@ -59,6 +60,7 @@ async def listen(
         api_path=api_path,
         static=static,
         ssl=ssl,
+        deflate=deflate,
         limits=limits,
         clock=clock or hub.clock,
         ready=hub._not_ready,
@@ -77,6 +79,7 @@ async def serve(
     api_path: str = "/api",
     static: str | os.PathLike[str] | None = None,
     ssl: _ssl.SSLContext | None = None,
+    deflate: bool = False,
     unix: str | os.PathLike[str] | None = None,
     sock: socket.socket | None = None,
     limits: ServerLimits | None = None,
@@ -97,6 +100,9 @@ async def serve(
     :param api_path: where that is mounted: it is asked to publish at ``{api_path}/publish``.
     :param static: a folder whose files are served beside the hub, for demos.
     :param ssl: to speak TLS.
+    :param deflate: compress messages for the members of a room, once for all of them, where clients offer
+        permessage-deflate (T9). It saves about a third of small messages, more of large ones, and costs some 30 µs
+        a message, however many members. Leave it off where a secret and what others write may be in one message.
     :param unix: listen on a Unix socket at this path instead of a port.
     :param sock: listen on this socket instead; it is closed in the end.
     :param limits: see :class:`~rtkit.server.ServerLimits`.
@@ -110,6 +116,7 @@ async def serve(
         api_path=api_path,
         static=static,
         ssl=ssl,
+        deflate=deflate,
         limits=limits,
         clock=hub.clock,
         ready=hub._not_ready,

@@ -70,6 +70,7 @@ class Server:
     :param api_path: where that is mounted.
     :param static: a folder whose files are served beside it.
     :param ssl: to speak TLS.
+    :param deflate: see :func:`rtkit.serve`.
     :param limits: see :class:`ServerLimits`.
     :param clock: where time comes from; tests pass a manual one.
     :param ready: None when new clients are welcome, else the seconds after which they shall come back.
@@ -85,6 +86,7 @@ class Server:
         api_path: str = "/api",
         static: str | os.PathLike[str] | None = None,
         ssl: _ssl.SSLContext | None = None,
+        deflate: bool = False,
         limits: ServerLimits | None = None,
         clock: Clock | None = None,
         ready: Callable[[], float | None] | None = None,
@@ -100,6 +102,7 @@ class Server:
             limits=self._limits,
             clock=LoopClock() if clock is None else clock,
             ready=ready,
+            deflate=deflate,
         )
         self._listeners: list[Listener] = []
         self._addresses: tuple[Any, ...] = ()

@@ -56,6 +56,7 @@ class Site:
     :param path: where the hub is mounted; empty for the root.
     :param api: the HTTP API, at *api_path*.
     :param ssl: None where TLS is not spoken.
+    :param deflate: compress what WebSockets are sent, where the client agrees (T9).
     :ivar arriving: tasks that give an accepted connection its transport; with TLS, a handshake.
     :ivar open: connections that speak HTTP.
     :ivar streams: connections with a response that goes on.
@@ -70,6 +71,7 @@ class Site:
         "clock",
         "counters",
         "deadlines",
+        "deflate",
         "draining",
         "endpoints",
         "limits",
@@ -94,6 +96,7 @@ class Site:
         limits: ServerLimits,
         clock: Clock,
         ready: Callable[[], float | None] | None,
+        deflate: bool = False,
     ) -> None:
         self.acceptor = acceptor
         self.path = _checked_path(path)
@@ -103,6 +106,7 @@ class Site:
             raise UsageError(f"api_path= is a path of its own, such as '/api', not {api_path!r}")
         self.static = static
         self.ssl = ssl
+        self.deflate = deflate
         self.limits = limits
         self.clock = clock
         self.endpoints = Endpoints(lambda: 1.0 if self.draining else None if ready is None else ready())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from websockets.datastructures import Headers
@@ -17,9 +18,10 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from ..hosting.asgi import SUBPROTOCOLS
+from ..hosting.deflate import negotiate
 from ..hosting.endpoints import Response, plain
 
-__all__ = ["upgrade"]
+__all__ = ["Upgraded", "upgrade"]
 
 _MAX_SUBPROTOCOLS: Final = 16
 #: Of which there must be one only, or a proxy in front may have looked at another one.
@@ -30,11 +32,24 @@ _LOOKED_AT: Final = frozenset(
 )
 
 
-def upgrade(target: str, headers: Sequence[tuple[str, str]]) -> bytes | Response:
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A handshake that is taken.
+
+    :param head: of the answer, to be sent.
+    :param deflate: it agrees to compression.
+    """
+
+    head: bytes
+    deflate: bool = False
+
+
+def upgrade(target: str, headers: Sequence[tuple[str, str]], *, deflate: bool = False) -> Upgraded | Response:
     """The head of the 101 answer to a GET of HTTP/1.1; or the answer that refuses it.
 
     :param target: of the request.
     :param headers: names in lower case.
+    :param deflate: agree to compression where the client offers it in a way that will do (T9).
     """
     names = [name for name, _ in headers]
     for name in _ONCE:
@@ -53,7 +68,14 @@ def upgrade(target: str, headers: Sequence[tuple[str, str]]) -> bytes | Response
     ]
     if subprotocol is not None:
         lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
-    return "\r\n".join((*lines, "", "")).encode("ascii")
+    extension = None
+    if deflate:
+        extension = negotiate(
+            ", ".join(value for name, value in headers if name == "sec-websocket-extensions")
+        )
+        if extension is not None:
+            lines.append(f"Sec-WebSocket-Extensions: {extension}")
+    return Upgraded("\r\n".join((*lines, "", "")).encode("ascii"), extension is not None)
 
 
 def _refused(request: Request) -> Response:

@@ -97,6 +97,10 @@ class Handshake:
         """The query's parameters; of a repeated one the last."""
         return dict(parse_qsl(self.query, keep_blank_values=True))
 
+    def __repr__(self) -> str:
+        # No header and no query: they have tokens, cookies and session ids in them (A5).
+        return f"<Handshake {self.path!r} from {self.address or 'somewhere'}, {len(self.headers)} headers>"
+
 
 class Refused(Exception):
     """The hub does not take this handshake.

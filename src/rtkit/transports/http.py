@@ -54,6 +54,9 @@ class HttpRequest:
     handshake: Handshake
     body: bytes = b""
 
+    def __repr__(self) -> str:
+        return f"<HttpRequest {self.method} {self.endpoint!r}, {len(self.body)} bytes, {self.handshake!r}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -66,6 +69,10 @@ class Response:
     status: int
     headers: Sequence[tuple[str, str]]
     body: bytes = b""
+
+    def __repr__(self) -> str:
+        # Its body may have a session's id and its resume token in it (A5).
+        return f"<Response {self.status}, {len(self.body)} bytes>"
 
 
 class StreamPipe(Protocol):

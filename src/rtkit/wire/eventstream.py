@@ -204,11 +204,12 @@ class _Message(msgspec.Struct, omit_defaults=True):
 
 
 class RoomJoined(msgspec.Struct, omit_defaults=True):
-    """How a room was joined."""
+    """How a room was joined; *typing*: after how many seconds somebody who types has stopped."""
 
     recoverable: bool = False
     recovered: bool = False
     data: Data = UNSET
+    typing: float | None = None
 
 
 class _Welcome(msgspec.Struct):
@@ -234,6 +235,7 @@ class _Signal(msgspec.Struct, omit_defaults=True):
     event: str = ""
     data: Data = UNSET
     sender: str = ""
+    client: str = ""
 
 
 class _Goodbye(msgspec.Struct):
@@ -271,7 +273,7 @@ def left_event(room: str, code: int, reason: str, id: str) -> bytes:
 
 def signal_event(room: str, signal: SignalBody) -> bytes:
     """A room message without storage."""
-    return event("signal", dumps(_Signal(room, signal.event, signal.data, signal.user)))
+    return event("signal", dumps(_Signal(room, signal.event, signal.data, signal.user, signal.client)))
 
 
 def goodbye(code: int, reason: str, places: Sequence[Place]) -> bytes:

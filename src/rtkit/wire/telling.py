@@ -99,7 +99,9 @@ class Telling:
             place = place_of(room, at)
             self._places.append(place)
         self.rooms[room] = place
-        self._welcome[room] = RoomJoined(result.recoverable, result.recovered, result.data)
+        self._welcome[room] = RoomJoined(
+            result.recoverable, result.recovered, result.data, result.typing or None
+        )
         told: list[Piece] = [] if gap is None else [Reply(push=Push(channel=room, gap=gap))]
         told += [(room, pub.offset, message_lines(room, pub)) for pub in publications]
         return told

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 #: No application data was given.
 NO_DATA = UNSET
@@ -25,8 +25,22 @@ Name = Annotated[str, Meta(max_length=255)]
 LargeId = Annotated[int, Meta(ge=1, lt=2**53)]
 
 
+#: Fields of units that are credentials.
+_SECRET = frozenset({"token", "resume", "session"})
+
+
 class Unit(Struct, omit_defaults=True):
-    """Base of all units."""
+    """Base of all units. The repr shows no token, no session id, and nothing of what applications say (A5)."""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={_shown(name, value)}" for name, value in structs.asdict(self).items())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, bytes | Raw):
+        return f"<{memoryview(value).nbytes} bytes>"
+    return "…" if name in _SECRET and value else repr(value)
 
 
 class Empty(Unit):
@@ -344,6 +358,7 @@ class MarksBody(Unit):
     :ivar whole: it replaces what was known.
     :ivar more: users behind the last one listed are to be asked for (:class:`MarksCommand`); one's own mark is there
         in any case.
+    :ivar user: the client's own user, in the result of ``subscribe``. Its mark stands out of order when there are more.
     """
 
     epoch: Epoch = ""
@@ -351,6 +366,7 @@ class MarksBody(Unit):
     read: dict[str, Offset] = {}
     whole: bool = False
     more: bool = False
+    user: str = ""
 
 
 class SubscribeResult(Unit):

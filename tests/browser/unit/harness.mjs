@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { connect } from "../../../src/rtkit/browser/client.js";
-import "../../../src/rtkit/browser/http.js"; // so that loading it takes no time
+import "../../../src/rtkit/browser/http.js"; // so that loading them takes no time
+import "../../../src/rtkit/browser/people.js";
 
 /** Let everything that is ready run: microtasks, and what they start, modules that were loaded. No time passes. */
 export async function settle() {

@@ -164,7 +164,106 @@ test("signals reach the others, not oneself", async (t) => {
   rooms[0].on("signal", () => assert.fail("that was oneself"));
   rooms[1].on("signal", (signal) => heard.add(signal));
   assert.equal(rooms[0].signal("typing", { on: true }), true);
-  assert.deepEqual(await heard.until(1), [{ event: "typing", data: { on: true }, sender: "hal" }]);
+  const expected = { event: "typing", data: { on: true }, sender: "hal", client: hal.clientId };
+  assert.deepEqual(await heard.until(1), [expected]);
+});
+
+/** Until a check holds, which is looked at again with each event of a room. */
+const until = (room, check) =>
+  new Promise((resolve) => {
+    const look = () => check() && resolve();
+    for (const event of ["presence", "typing", "marks", "message", "joined"]) room.on(event, look);
+    look();
+  });
+
+const team = (rt, name) => rt.join(`team:${name}`, { presence: true, receipts: true });
+
+test("who is here: one comes with two clients, says something, is cut off, goes", async (t) => {
+  const [ann, bob, again] = ["ann", "bob", "bob"].map((name) => client(t, name).rt);
+  const room = team(ann, "presence");
+  const joins = [];
+  room.on("presence", (change) => joins.push(...change.joins.map(({ client }) => client)));
+  const other = team(bob, "presence");
+  team(again, "presence");
+  await until(room, () => room.members.filter(({ user }) => user === "bob").length === 2);
+  await other.joined();
+  await other.updatePresence({ away: true });
+  await until(room, () => room.members.some(({ client, meta }) => client === bob.clientId && meta.away));
+  const lost = new Promise((resolve) => bob.on("state", (state) => state === "waiting" && resolve()));
+  const cut = bob.call("Cut", { room: "presence", texts: [] });
+  await Promise.all([lost, cut]);
+  await other.updatePresence({ back: true });
+  await until(room, () => room.members.some(({ client, meta }) => client === bob.clientId && meta.back));
+  assert.equal(joins.length, new Set(joins).size, "who comes back in time has not joined again");
+  again.close();
+  bob.close();
+  await until(room, () => room.clients === 1);
+  assert.equal(room.members[0].client, ann.clientId);
+});
+
+test("who is typing: begins, sends, begins, leaves", async (t) => {
+  const [ann, bob] = ["ann", "bob"].map((name) => client(t, name).rt);
+  const [room, other] = await Promise.all([ann, bob].map((rt) => rt.join("team:typing").joined()));
+  const told = [];
+  room.on("typing", (users) => told.push(users.join()));
+  const types = async () => {
+    // people.js is loaded meanwhile: until then nothing can be said.
+    while (!room.typists.length) {
+      other.typing();
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+  };
+  await types();
+  await other.send("Say", { text: "hi" });
+  await until(room, () => !room.typists.length);
+  await types();
+  await other.leave();
+  await until(room, () => !room.typists.length);
+  assert.deepEqual(told, ["bob", "", "bob", ""]);
+});
+
+test("who has got and read how much: two users, two tabs of one, another life", async (t) => {
+  const [ann, bob, tab] = ["ann", "bob", "bob"].map((name) => client(t, name).rt);
+  const [a, b, c] = [ann, bob, tab].map((rt) => team(rt, "receipts"));
+  for (const room of [b, c]) room.on("message", () => {});
+  const seen = [];
+  a.on("message", (message) => seen.push(message));
+  await Promise.all([b.joined(), c.joined()]);
+  await a.send("Say", { text: "one" });
+  await a.send("Say", { text: "two" });
+  await until(a, () => seen.length === 2 && a.reached(seen[1], "delivered").includes("bob"));
+  assert.deepEqual(a.reached(seen[0]), []);
+  await until(c, () => c.unread === 2);
+  await until(b, () => b.unread === 2);
+  b.markRead({ ...b.position, offset: 1 });
+  await until(a, () => a.reached(seen[0]).includes("bob"));
+  assert.deepEqual(a.reached(seen[1]), []);
+  await until(c, () => c.unread === 1);
+  b.markRead();
+  // What waits for its turn is said before the goodbye; over HTTP the two are requests that may overtake each other.
+  if (transport === "websocket") bob.close();
+  await until(a, () => a.reached(seen[1]).includes("bob"));
+  const later = team(client(t, "bob").rt, "receipts");
+  await later.joined();
+  assert.equal(later.unread, 0);
+  assert.deepEqual(later.marks.get("bob"), { delivered: 2, read: 2 });
+});
+
+test("signals keep to the room's rate", async (t) => {
+  const [hal, ida] = ["hal", "ida"].map((name) => client(t, name).rt);
+  const [room, other] = await Promise.all([hal, ida].map((rt) => rt.join("team:signals").joined()));
+  const heard = gathered();
+  other.on("signal", ({ data }) => heard.add(data));
+  for (let n = 1; n <= 200; n++) {
+    room.signal("cursor", n);
+    if (n % 20 === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  while (heard.items.at(-1) !== 200) await heard.until(heard.items.length + 1);
+  assert.ok(heard.items.length < 50);
+  assert.deepEqual(
+    heard.items,
+    heard.items.toSorted((a, b) => a - b),
+  );
 });
 
 test("thrown out, it stays out", async (t) => {

@@ -422,8 +422,8 @@ test("signals", async (t) => {
   server.socket.push({ channel: CHANNEL, signal: { event: "typing", data: { on: true }, user: "ann" } });
   server.socket.push({ channel: CHANNEL, signal: { data: 1 } });
   assert.deepEqual(signals, [
-    { event: "typing", data: { on: true }, sender: "ann" },
-    { event: "", data: 1, sender: null },
+    { event: "typing", data: { on: true }, sender: "ann", client: null },
+    { event: "", data: 1, sender: null, client: null },
   ]);
 });
 

@@ -96,7 +96,10 @@ class FakeWire:
         return [c for c in self.commands if getattr(c, method) is not None][-1]
 
 
-METHODS = ("connect", "subscribe", "unsubscribe", "publish", "rpc", "history", "refresh", "signal")
+METHODS = (
+    *("connect", "subscribe", "unsubscribe", "publish", "rpc", "history", "refresh", "signal"),
+    *("presence_update", "mark", "marks"),
+)
 
 
 class FakeServer:
@@ -122,6 +125,9 @@ class FakeServer:
             "history": lambda body: {},
             "refresh": lambda body: {},
             "signal": lambda body: {},
+            "presence_update": lambda body: {},
+            "mark": lambda body: {},
+            "marks": lambda body: {},
         }
 
     async def dial(self, url: str, headers: Mapping[str, str]) -> FakeWire:

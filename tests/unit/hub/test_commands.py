@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rtkit import Context, Grant, History, Hub, Reject, UnknownRoom
+from rtkit import Context, Grant, History, Hub, Limits, Reject, UnknownRoom
 from tests.support.rawclient import CallFailed, RawClient, publications
 from tests.unit.hub.conftest import World
 
@@ -336,6 +336,15 @@ async def test_history_pages_both_ways(world: World) -> None:
     since = {"offset": 6, "epoch": epoch}
     page = await client.call("history", channel="raw:a", limit=2, reverse=True, since=since)
     assert publications(page) == [5, 4]
+
+
+async def test_a_history_page_has_no_more_than_the_limit(world: World) -> None:
+    hub = chat(world, limits=Limits(history_page=2))
+    client = await world.join(hub, "ann")
+    for n in range(1, 5):
+        await hub.publish("raw:a", n)
+    for limit in (-1, 3, 1000):
+        assert len(publications(await client.call("history", channel="raw:a", limit=limit))) == 2
 
 
 @pytest.mark.parametrize("since", [{"offset": 1}, {"offset": 99}, {"offset": 5, "epoch": "other"}])

@@ -123,7 +123,8 @@ async def test_what_else_the_hub_says_to_its_clients(world: World) -> None:
     await page.settle()
     assert page.types == ["joined", "message", "signal"]
     assert page.data() == ["hello"]
-    assert page.of("signal") == [{"room": "kept:a", "event": "typing", "data": True, "sender": "bob"}]
+    said = {"room": "kept:a", "event": "typing", "data": True, "sender": "bob"}
+    assert page.of("signal") == [said | {"client": bob.replies[1]["connect"]["client"]}]
     assert len({event.id for event in page.events}) == 1
 
 

@@ -261,7 +261,7 @@ async def test_a_handler_that_takes_too_long(world: World, errors: Any) -> None:
 async def test_joining_that_takes_too_long_may_be_tried_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """L3: it is no fault of ours, so nobody gets a trace; found by simulation, where a node stood still (seed 100105)."""
+    """L3: it is no fault of ours, so nobody gets a trace; found by simulation: a node stood still (seed 100105)."""
     hub = world.hub()
     rooms = hub.rooms("slow:{x}", publishes=object, grant=Grant())
     patient = asyncio.Event()

@@ -439,6 +439,8 @@ async def test_declaring_while_it_runs(world: World) -> None:
         ({"max_frame": 0}, r"Limits\(max_frame=…\) is positive, not 0"),
         ({"max_publication": -1}, r"max_publication=…\) is positive, not -1"),
         ({"auth_timeout": 0}, "auth_timeout"),
+        ({"lease": 0.5}, r"Limits\(lease=…\) is 1 to 3600 s, not 0.5"),
+        ({"lease": float("inf")}, r"lease=…\) is 1 to 3600 s, not inf"),
         ({"auth_timeout": float("nan")}, "auth_timeout=…. is positive, not nan"),
         ({"handler_timeout": -1.0}, "handler_timeout"),
         ({"position_check": 0}, "position_check"),

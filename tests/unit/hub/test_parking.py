@@ -448,6 +448,42 @@ async def test_what_ended_while_the_broker_was_away_is_forgotten_when_it_is_back
     assert not world.backend.entries(key)
 
 
+async def test_what_ends_with_the_hub_is_forgotten(world: World, diary: Diary) -> None:
+    """However many there are: each deployment ends sessions, and nothing of them lies in the broker for a day."""
+    hub = diary.hub(world)
+    keys = []
+    for _ in range(20):
+        ann, told = await come(world, hub)
+        await ann.drop()
+        ann, again = await come(world, hub, token=told["rt"]["resume"])
+        assert again["client"] == told["client"]
+        keys.append(f"session:{told['client']}")
+    assert all(world.backend.entries(key) for key in keys)
+    await hub.aclose()
+    assert not [key for key in keys if world.backend.entries(key)]
+
+
+async def test_a_session_that_another_node_has_is_not_forgotten_by_the_one_that_ended_it(
+    world: World, diary: Diary
+) -> None:
+    """The broker was away when it ended here, and its client was quicker to come back than we to clean up."""
+    broker = FaultyBroker(world.backend)
+    one, two = diary.hub(world, broker=broker), diary.hub(world)
+    await two.start()
+    ann, told = await come(world, one)
+    await ann.drop()
+    ann, told = await come(world, one, token=told["rt"]["resume"])
+    broker.down = True
+    await ann.drop()
+    await world.advance(60)
+    assert one.statistics().sessions == 0
+    ann, again = await come(world, two, token=told["rt"]["resume"])
+    assert again["client"] == told["client"]
+    broker.down = False
+    await world.advance(30)
+    assert world.backend.entries(f"session:{told['client']}")
+
+
 async def test_a_hub_with_a_secret_of_its_own(world: World, diary: Diary) -> None:
     one, two = diary.hub(world, secret=b"1" * 32), diary.hub(world, secret=b"2" * 32)
     await two.start()

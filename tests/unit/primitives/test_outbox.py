@@ -55,9 +55,10 @@ def test_an_empty_outbox_holds_no_container() -> None:
     used.push("a", b"2" * 9, "drop_oldest")
     used.push("b", b"3", "latest_per_key", key="k")
     used.push("c", b"3" * 11, "recover")
+    used.push("d", b"4", "latest_per_key", key="k", minor=True)
     everything(used)
     used.resume("c")
-    for name in ("_queue", "_lanes", "_lagging"):
+    for name in ("_queue", "_lanes", "_lagging", "_minor"):
         assert getattr(fresh, name) is None
         assert getattr(used, name) is None
     assert sys.getsizeof(used) < 200
@@ -295,6 +296,53 @@ def test_clear() -> None:
     assert (outbox.size, len(outbox), outbox.lagging) == (0, 0, frozenset())
 
 
+# -- what gives way
+
+
+def test_minor_lanes_give_way_before_any_policy_acts() -> None:
+    """D5: the oldest first, no more than it takes, and only for who is not minor."""
+    for policy in get_args(Overflow):
+        outbox = box(10)
+        outbox.push("a", b"aaaa", "recover")
+        outbox.push("s1", b"1", "latest_per_key", key="x", minor=True)
+        outbox.push("s2", b"22", "latest_per_key", key="y", minor=True)
+        outbox.push("s1", b"33", "latest_per_key", key="z", minor=True)
+        assert outbox.push("b", b"bbb", policy, key="k") is None, policy
+        assert outbox.gave_way == 2
+        assert everything(outbox) == [b"aaaa", b"22", b"bbb"]
+
+
+def test_what_is_minor_makes_nobody_give_way() -> None:
+    outbox = box(10)
+    outbox.push("s1", b"1" * 9, "latest_per_key", key="x", minor=True)
+    spill = outbox.push("s2", b"22", "latest_per_key", key="x", minor=True)
+    assert spill is not None and spill.overflow
+    assert outbox.gave_way == 0
+    assert everything(outbox) == [b"1" * 9]
+
+
+def test_nobody_gives_way_to_a_lane_that_takes_nothing() -> None:
+    outbox = box(10)
+    outbox.push("a", b"a" * 11, "drop_newest")
+    outbox.push("a", b"a" * 8, "recover")
+    spill = outbox.push("a", b"a" * 4, "recover")
+    assert spill is not None and spill.lagging
+    outbox.push("s", b"s", "latest_per_key", key="x", minor=True)
+    outbox.push("a", b"a" * 4, "recover")
+    assert outbox.gave_way == 0
+    outbox.push("b", b"b" * 2, "drop_oldest")
+    assert outbox.gave_way == 1
+    assert everything(outbox) == [b"a" * 8, b"bb"]
+
+
+def test_the_reserve_is_nothing_for_what_gives_way() -> None:
+    outbox = box(10, reserve=4)
+    outbox.push("s", b"s" * 10, "latest_per_key", key="x", minor=True)
+    assert outbox.put(b"4444")
+    assert not outbox.put(b"5")
+    assert outbox.gave_way == 0
+
+
 def test_statistics_and_repr() -> None:
     outbox = box(10)
     outbox.push("a", b"x" * 8, "recover")
@@ -335,6 +383,8 @@ class Model:
     limit: int
     reserve: int
     overhead: int
+    minor: str = ""  # a lane that gives way
+    gave_way: int = 0
     items: list[Item] = field(default_factory=list)
     lagging: set[str] = field(default_factory=set)
 
@@ -363,6 +413,12 @@ class Model:
         else:
             after.append(item)
         dropped: list[Item] = []
+        if item.lane != self.minor:
+            for each in [i for i in after if i.lane == self.minor]:
+                if not self.fits(after, outside):
+                    after.remove(each)
+                    self.items.remove(each)
+                    self.gave_way += 1
         if not self.fits(after, outside):
             if policy == "drop_newest":
                 return Spill(queued=False, dropped=(item.mark,) if item.mark else (), dropped_count=1)
@@ -414,10 +470,18 @@ STEPS = st.lists(
 )
 
 
-@given(limit=st.integers(1, 60), reserve=st.integers(0, 20), overhead=st.sampled_from([0, 2]), steps=STEPS)
-def test_like_a_list(limit: int, reserve: int, overhead: int, steps: list[tuple[object, ...]]) -> None:
+@given(
+    limit=st.integers(1, 60),
+    reserve=st.integers(0, 20),
+    overhead=st.sampled_from([0, 2]),
+    minor=st.sampled_from(["", "c"]),
+    steps=STEPS,
+)
+def test_like_a_list(
+    limit: int, reserve: int, overhead: int, minor: str, steps: list[tuple[object, ...]]
+) -> None:
     outbox = Outbox(limit=limit, reserve=reserve, overhead=overhead)
-    model = Model(limit, reserve, overhead)
+    model = Model(limit, reserve, overhead, minor)
     offered = 0
     for number, step in enumerate(steps, start=1):
         match step:
@@ -427,9 +491,11 @@ def test_like_a_list(limit: int, reserve: int, overhead: int, steps: list[tuple[
                 offered += 1
                 expected = model.push(item, policy, outside)  # type: ignore[arg-type]
                 got = outbox.push(
-                    lane, item.data, policy, key=item.key, mark=item.mark, outside=outside  # type: ignore[arg-type]
+                    lane, item.data, policy, key=item.key, mark=item.mark, outside=outside,  # type: ignore[arg-type]
+                    minor=lane == minor,
                 )  # fmt: skip
                 assert got == expected
+                assert outbox.gave_way == model.gave_way
                 if got is None or got.queued:
                     assert outbox.size + outside <= limit
                 if got is not None and got.dropped_count:

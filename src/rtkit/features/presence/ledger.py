@@ -15,7 +15,8 @@ a session                              its entry
 =====================================  ==========================================================================
 begins, or is taken up again           is written, with this node's life
 ends                                   is removed, unless a higher generation has it
-was taken up at another node           is left to that; and removed after a while should it still be ours
+was taken up at another node           is left to that; and removed should it still be ours after a while, or when
+                                       that node has died
 =====================================  ==========================================================================
 
 When this node's lease was lost, others may have taken its entries away. It writes them again, under its new life.
@@ -36,7 +37,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...brokers import StateBroker
 from ...errors import BadUnit, BrokerUnavailable, Unavailable
+from ...position import Position
 from ...primitives.clocks import sleep, timeout
+from .._watching import POSITIONS
 from .entries import LIVES, decode_entry, encode_entry, encode_notice, index_of, key_of, life_of, topic_of
 from .roster import Present
 
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from ...hub.engine import Engine
     from ...hub.local import Member
 
-__all__ = ["KEPT", "POSITIONS", "Ledger", "Mine"]
+__all__ = ["KEPT", "Ledger", "Mine"]
 
 logger = logging.getLogger("rtkit.presence")
 
@@ -52,6 +55,8 @@ logger = logging.getLogger("rtkit.presence")
 KEPT: Final = 86400.0
 #: Seconds after which they are renewed.
 _RENEWED: Final = KEPT / 4
+#: Seconds between revisions that only tell what clients say about themselves: nobody hears of them more often (P2).
+_UPDATES: Final = 0.5
 #: Clients of one revision, and fields of one renewal, at the most.
 _AT_ONCE: Final = 256
 #: Rooms renewed at one time, so that many that began together are spread.
@@ -62,22 +67,33 @@ _HANDED_OVER: Final = 60.0
 _PATIENCE: Final = 5.0
 #: Revisions in a row that find something else than expected, before it waits a little.
 _IN_VAIN: Final = 5
-#: Rooms whose positions are asked for at once.
-POSITIONS: Final = 500
 
 
 class Mine:
     """A client of this node, in one room.
 
     :ivar member: who it is there for; the latest, if it came back.
-    :ivar there: whether it shall be present.
+    :ivar there: whether it shall be present; *moved*, that another node is about to say so.
     :ivar meta: what it says about itself; None when that stands in the entry that it is to take over.
     :ivar first: what it says if there is no such entry.
     :ivar known: what the broker has of it, None for nothing; *doubt* says that this has to be read first.
+    :ivar stayed: this node had it before, too; what lies there under this node's name is no newer than *first* then.
     :ivar stamp: counts what is to be written, so that a change while writing is not lost.
     """
 
-    __slots__ = ("doubt", "first", "generation", "known", "member", "meta", "stamp", "there", "user")
+    __slots__ = (
+        "doubt",
+        "first",
+        "generation",
+        "known",
+        "member",
+        "meta",
+        "moved",
+        "stamp",
+        "stayed",
+        "there",
+        "user",
+    )
 
     def __init__(self, user: str, generation: int, meta: bytes) -> None:
         self.user = user
@@ -89,18 +105,38 @@ class Mine:
         self.known: bytes | None = None
         self.member: Member | None = None
         self.there = True
+        self.moved = False
+        self.stayed = False
         self.stamp = 0
+
+    @property
+    def shall_lie(self) -> bool:
+        """Whether an entry of ours shall be there: of one that goes on elsewhere the one there is, until it is taken
+        over."""
+        return self.there or (self.moved and self.known is not None)
 
 
 class _Room:
     """What this node has in one room.
 
+    :ivar updates: who has said something that is to be written at *update_at*, for others have just done so.
     :ivar epoch: of the count of revisions when this node last added to it. Another one says that the broker has lost
         something: entries of ours may be missing, and such may be back that we had taken away.
     :ivar suspect: that was so, and nobody has looked yet.
     """
 
-    __slots__ = ("epoch", "indexed", "marked", "mine", "name", "renew_at", "suspect", "writer")
+    __slots__ = (
+        "epoch",
+        "indexed",
+        "marked",
+        "mine",
+        "name",
+        "renew_at",
+        "suspect",
+        "update_at",
+        "updates",
+        "writer",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -108,6 +144,8 @@ class _Room:
         self.suspect = False
         self.mine: dict[str, Mine] = {}
         self.marked: dict[str, None] = {}
+        self.updates: dict[str, None] = {}
+        self.update_at = 0.0
         self.writer: asyncio.Task[Any] | None = None
         self.indexed = ""  # the life under which the index has the room
         self.renew_at = 0.0
@@ -121,6 +159,7 @@ class Ledger:
         self._broker = broker
         self._rooms: dict[str, _Room] = {}
         self._registered = ""  # the life that stands in the list of lives
+        self._moved: dict[tuple[str, str, int], str] = {}  # who went on at which node, lately
         self._registered_until = 0.0
         self._waiting = False
         self._closed = False
@@ -170,8 +209,11 @@ class Ledger:
             room = self._rooms[name] = _Room(name)
             room.renew_at = self._engine.clock.monotonic() + _RENEWED
         mine = room.mine.get(session.id)
-        if mine is None:
+        if mine is None or mine.member is None:
+            # What it said before it went elsewhere is of no interest any more: it may say something else since.
+            stamp = 0 if mine is None else mine.stamp
             mine = room.mine[session.id] = Mine(session.identity.user, session.generation, meta)
+            mine.stamp = stamp
         mine.member = member
         mine.there = True
         if mine.generation != session.generation:
@@ -179,6 +221,7 @@ class Ledger:
             mine.generation = session.generation
             mine.first = mine.first if mine.meta is None else mine.meta
             mine.meta = None
+            mine.stayed = True
             mine.doubt = True
         self._mark(room, session.id, mine)
 
@@ -195,24 +238,44 @@ class Ledger:
             return
         if mine.member is not member and mine.member is session.rooms.get(name) is not None:
             return  # an earlier stay of a client that is back
-        mine.there = False
+        mine.there = mine.moved = False
         mine.generation = max(mine.generation, session.generation)
         self._mark(room, session.id, mine)
 
-    def move(self, client: str, name: str) -> None:
+    def move(self, client: str, name: str, to: str) -> None:
         """A client goes on at another node, which takes its entry over."""
         mine = self.find(name, client)
         if mine is not None:
-            mine.there = False
+            self.hasten(name, client)
+            mine.there, mine.moved = False, True
             mine.member = None
             mine.stamp += 1
+            if mine.known is None and not mine.doubt:
+                # Nothing was written yet, and whoever has it now will do that.
+                self._rooms[name].marked.pop(client, None)
+            self._moved[name, client, mine.stamp] = to
             when = self._engine.clock.monotonic() + _HANDED_OVER
             self._engine.deadlines.at(when, self._not_taken_over, name, client, mine.stamp)
 
+    async def check_moved(self) -> None:
+        """Who went to a node that has died meanwhile is gone with it, if that had not written its entry yet."""
+        lease = self._engine.lease
+        if not self._moved or not lease.may_reap:
+            return
+        holders = await lease.incarnations(fresh=True)
+        if holders is None or not lease.may_reap:
+            return
+        for (name, client, stamp), to in list(self._moved.items()):
+            if to and to not in holders:
+                self._not_taken_over(name, client, stamp)
+
     def _not_taken_over(self, name: str, client: str, stamp: int) -> None:
+        if self._moved.pop((name, client, stamp), None) is None:
+            return
         room = self._rooms.get(name)
         mine = room.mine.get(client) if room is not None else None
         if room is not None and mine is not None and mine.stamp == stamp:
+            mine.moved = False
             mine.doubt = True
             self._mark(room, client, mine)
 
@@ -221,7 +284,30 @@ class Ledger:
         room = self._rooms[name]
         mine = room.mine[client]
         mine.meta = meta
-        self._mark(room, client, mine)
+        now = self._engine.clock.monotonic()
+        if room.updates:
+            room.updates[client] = None
+        elif now < room.update_at:
+            room.updates[client] = None
+            self._engine.deadlines.at(room.update_at, self._updates_due, name)
+        else:
+            room.update_at = now + _UPDATES
+            self._mark(room, client, mine)
+
+    def _updates_due(self, name: str) -> None:
+        room = self._rooms.get(name)
+        if room is not None and room.updates:
+            room.update_at = self._engine.clock.monotonic() + _UPDATES
+            for client in list(room.updates):
+                self.hasten(name, client)
+
+    def hasten(self, name: str, client: str) -> None:
+        """Write what a client has said about itself now: it may go on elsewhere, and there this is read."""
+        room = self._rooms.get(name)
+        if room is not None and client in room.updates:
+            del room.updates[client]
+            if (mine := room.mine.get(client)) is not None:
+                self._mark(room, client, mine)
 
     def _lease_lost(self) -> None:
         """Others may have taken away what this node had written: write it again (P3)."""
@@ -272,16 +358,19 @@ class Ledger:
                 room.indexed = ""
             return True
         batch = {client: room.mine[client] for client in islice(room.marked, _AT_ONCE) if client in room.mine}
-        if any(mine.there for mine in batch.values()):
+        if any(mine.shall_lie for mine in batch.values()):
             await self._index(room)
         if any(mine.doubt for mine in batch.values()):
             await self._find_out(room, batch)
+        batch = {client: mine for client, mine in batch.items() if client in room.marked}
         stamps = {client: mine.stamp for client, mine in batch.items()}
         changes: dict[str, bytes | None] = {}
         expected: dict[str, bytes | None] = {}
         for client, mine in batch.items():
             value = (
-                encode_entry(self.shown(client, mine), self._engine.versions.writes) if mine.there else None
+                encode_entry(self.shown(client, mine), self._engine.versions.writes)
+                if mine.shall_lie
+                else None
             )
             if value != mine.known:
                 changes[client], expected[client] = value, mine.known
@@ -290,7 +379,7 @@ class Ledger:
         for client, mine in batch.items():
             if mine.stamp == stamps[client] and room.mine.get(client) is mine:
                 room.marked.pop(client, None)
-                if not mine.there:
+                if not mine.shall_lie:
                     del room.mine[client]
         return True
 
@@ -325,7 +414,7 @@ class Ledger:
         """Read what there is of these; who belongs to a later generation is none of ours any more."""
         entries = await self._broker.entries(key_of(room.name))
         for client, mine in list(batch.items()):
-            stored = entries.get(client)
+            stored, knew = entries.get(client), mine.stayed
             mine.doubt = False
             mine.known = stored
             found = self._decode(room, client, stored)
@@ -334,7 +423,7 @@ class Ledger:
                 del batch[client], room.mine[client]
                 room.marked.pop(client, None)
             elif mine.meta is None:
-                same = found is not None and elsewhere and found.user == mine.user
+                same = found is not None and (elsewhere or not knew) and found.user == mine.user
                 mine.meta = found.meta if found is not None and same else mine.first
 
     async def _compare_all(self, room: _Room) -> None:
@@ -410,13 +499,20 @@ class Ledger:
                         self._mark(room, client, mine)
             room.renew_at = now + _RENEWED
 
-    async def check(self) -> None:
+    async def check(self, known: Mapping[str, Position]) -> None:
         """Compare what is counted with what this node knows of it: a broker that failed over may have lost writes.
 
+        :param known: positions by key that were asked for just now.
         :raises Unavailable: when the broker cannot be reached.
         """
-        rooms = [room for room in self._rooms.values() if room.epoch]
-        lost = False
+        rooms, lost = [], False
+        for room in self._rooms.values():
+            if (position := known.get(key_of(room.name))) is None:
+                rooms.append(room)
+            elif room.epoch and position.epoch != room.epoch:
+                lost = True
+                self._suspect(room)
+        rooms = [room for room in rooms if room.epoch]
         for start in range(0, len(rooms), POSITIONS):
             some = rooms[start : start + POSITIONS]
             before = [room.epoch for room in some]
@@ -445,8 +541,25 @@ class Ledger:
         :raises Unavailable: when the broker cannot be reached.
         """
         self._closed = True
+        for room in list(self._rooms.values()):
+            if room.writer is None and all(
+                mine.member is None and not mine.there for mine in room.mine.values()
+            ):
+                await self._settle(room)
         if self._registered and not self._rooms:
             await self._broker.remove(LIVES, self._registered)
+
+    async def _settle(self, room: _Room) -> None:
+        """All that were here have gone on elsewhere. Whose entry was taken over is not our concern any more."""
+        entries = await self._broker.entries(key_of(room.name))
+        for client in list(room.mine):
+            found = self._decode(room, client, entries.get(client))
+            if found is None or found.node != self._engine.node_id:
+                del room.mine[client]
+        if not room.mine:
+            if room.indexed:
+                await self._broker.remove(index_of(room.indexed), room.name)
+            del self._rooms[room.name]
 
     def __repr__(self) -> str:
         clients: Any = sum(len(room.mine) for room in self._rooms.values())

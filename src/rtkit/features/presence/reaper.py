@@ -12,13 +12,13 @@ comes second finds nothing. So everybody sees each of its clients leave, once.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ...brokers import StateBroker
 from ...errors import BadUnit
-from ...hub.lease import LEASE
 from .entries import LIVES, REAPING, decode_entry, encode_notice, index_of, key_of, life_of, topic_of
 from .ledger import KEPT
 
@@ -32,8 +32,8 @@ logger = logging.getLogger("rtkit.presence")
 _AT_ONCE: Final = 256
 #: Revisions of one room that find something else than what was read, before it is left to the next check.
 _TRIES: Final = 8
-#: Rooms after which the claim is renewed.
-_ROOMS: Final = 50
+#: Rooms at one time; after them the claim is renewed.
+_ROOMS: Final = 32
 
 
 async def reap(engine: Engine, broker: StateBroker) -> None:
@@ -50,19 +50,23 @@ async def reap(engine: Engine, broker: StateBroker) -> None:
     alive = {life_of(node, incarnation) for node, incarnation in holders.items()}
     # Our own earlier lives are dead like any other. That this one is not in the list does not make it so.
     for life in sorted(lives.keys() - alive - {life_of(engine.node_id, engine.lease.incarnation)}):
-        if await broker.put(REAPING, life, engine.node_id.encode(), ttl=LEASE, expected=None):
+        if await broker.put(REAPING, life, engine.node_id.encode(), ttl=engine.lease.seconds, expected=None):
             await _reap_life(engine, broker, life)
 
 
 async def _reap_life(engine: Engine, broker: StateBroker, life: str) -> None:
     rooms = await broker.entries(index_of(life))
     logger.info("life %s is over; it had clients in %d rooms", life, len(rooms))
-    for count, name in enumerate(rooms, 1):
-        if not await _reap_room(engine, broker, life, name):
+    names = iter(rooms)
+    while some := list(islice(names, _ROOMS)):
+        each = (_reap_room(engine, broker, life, name) for name in some)
+        results = await asyncio.gather(*each, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        if not all(results):
             return
-        await broker.remove(index_of(life), name)
-        if count % _ROOMS == 0:
-            await broker.renew(REAPING, [life], ttl=LEASE)
+        await broker.renew(REAPING, [life], ttl=engine.lease.seconds)
     await broker.remove(LIVES, life)
     await broker.remove(REAPING, life)
 
@@ -81,6 +85,7 @@ async def _reap_room(engine: Engine, broker: StateBroker, life: str, name: str) 
             if life_of(found.node, found.incarnation) == life:
                 left[client] = value
         if not left:
+            await broker.remove(index_of(life), name)
             return True
         clients = iter(left)
         while some := list(islice(clients, _AT_ONCE)):

@@ -1,18 +1,8 @@
 """Who is in a room, as one node sees it (P1, P2). Pure: no task, no clock, no wire.
 
-The broker has the truth: the fields of one key, one for each client, and a position that counts how often they were
-revised. Each revision is announced with its position. A roster follows:
-
-=====================================  ==========================================================================
-what is announced                      what a roster does
-=====================================  ==========================================================================
-the next revision                      applies it
-one that it has applied already        nothing: an announcement may be late
-any other, or another epoch            says that it has to read, and applies nothing more until it has
-=====================================  ==========================================================================
-
-A read shows the fields and their position at one moment. The roster adopts them, and the difference to what it had is
-what has changed: whether it was announced or read makes none to those who are told.
+The broker has the truth: the fields of one key, one for each client. A roster is a :class:`.Follower` of them. What
+a read shows it adopts, and the difference to what it had is what has changed: whether it was announced or read makes
+none to those who are told.
 
 It tells in *frames*, numbered 1, 2, 3 …: what has changed since the frame before, each client at most once. Who came
 and went in between, or left and was back, is in none. A *snapshot* is what the frames up to now amount to, with the
@@ -27,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...position import Position
+from .._following import Follower
 
 __all__ = ["Frame", "Present", "Roster"]
 
@@ -78,53 +69,36 @@ class Frame:
         return sum(each.size for each in (*self.joins, *self.leaves, *self.updates))
 
 
-class Roster:
+class Roster(Follower):
     """The members of one room.
 
-    :ivar position: of the last revision that was applied or read; None before the first read.
     :ivar v: the number of the last frame.
     :ivar size: about how many bytes all members take on the wire.
-    :ivar wants_read: it cannot go on without a read.
     """
 
-    __slots__ = ("_announced", "_before", "_users", "members", "position", "size", "v", "wants_read")
+    __slots__ = ("_before", "_users", "members", "size", "v")
 
     def __init__(self) -> None:
+        super().__init__()
         self.members: dict[str, Present] = {}
-        self.position: Position | None = None
         self.v = 0
         self.size = 0
-        self.wants_read = True
         self._users: Counter[str] = Counter()
         self._before: dict[
             str, Present | None
         ] = {}  # of who has changed since the last frame: what it was then
-        self._announced: list[Position] = []  # since the read began
 
     # -- what the broker says ----------------------------------------------------------------------
 
     def announced(self, position: Position, changes: Mapping[str, Present | None]) -> None:
         """A revision: who is there now, or has changed; None: is not there any more. See :attr:`wants_read`."""
-        if self.wants_read or self.position is None:
-            # Only the last of each epoch can matter: a read shows all before it.
-            if self._announced and self._announced[-1].epoch == position.epoch:
-                self._announced.pop()
-            self._announced.append(position)
-        elif position.epoch != self.position.epoch or position.offset > self.position.offset + 1:
-            self.wants_read = True
-        elif position.offset == self.position.offset + 1:
-            self.position = position
+        if self.advances(position):
             for client, present in changes.items():
                 self._set(client, present)
 
-    def reading(self) -> None:
-        """A read begins: it will show all that was announced before."""
-        self.wants_read = True
-        self._announced.clear()
-
     def read(self, position: Position, members: Iterable[Present]) -> None:
         """What the read has shown. It asks for another when more was announced meanwhile than it shows."""
-        first, self.position = self.position is None, position
+        first = self.position is None
         found = {each.client: each for each in members}
         for client in [client for client in self.members if client not in found]:
             self._set(client, None)
@@ -132,14 +106,7 @@ class Roster:
             self._set(client, present)
         if first:
             self._before.clear()  # who was there from the beginning has not come
-        self.wants_read = any(
-            each.epoch != position.epoch or each.offset > position.offset for each in self._announced
-        )
-        self._announced.clear()
-
-    def differs(self, position: Position) -> bool:
-        """Whether the broker's position shows that something was missed (P2)."""
-        return self.position != position
+        self.has_read(position)
 
     def _set(self, client: str, present: Present | None) -> None:
         old = self.members.pop(client, None) if present is None else self.members.get(client)

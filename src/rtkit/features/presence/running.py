@@ -20,8 +20,9 @@ from ...messages import PresenceStats
 from ...primitives.clocks import sleep, timeout
 from ...schema import encode_value
 from ...wire import SubscribeResult, loads
+from .._watching import check_positions
 from .entries import key_of
-from .ledger import POSITIONS, Ledger
+from .ledger import Ledger
 from .policy import Presence
 from .reaper import reap
 from .roster import Present
@@ -37,8 +38,8 @@ __all__ = ["Running"]
 
 logger = logging.getLogger("rtkit.presence")
 
-#: Seconds between looks for dead nodes.
-_CHECK: Final = 5.0
+#: Between looks for dead nodes, as a share of the lease: 5 s of 10.
+_CHECK: Final = 0.5
 #: Seconds that the run's end waits for what is left to be written.
 _END: Final = 2.0
 
@@ -112,6 +113,7 @@ class Running(RunningPresence):
 
     def detached(self, member: Member) -> None:
         """See :meth:`.RunningFeature.detached`."""
+        self._ledger.hasten(member.room.name, member.session.id)
         self._unwatch(member)
 
     def departed(self, member: Member) -> None:
@@ -120,7 +122,7 @@ class Running(RunningPresence):
 
     def moved(self, session: Session[Any], room: str) -> None:
         """See :meth:`.RunningFeature.moved`."""
-        self._ledger.move(session.id, room)
+        self._ledger.move(session.id, room, session.taken_by)
 
     def _first_meta(self, member: Member) -> bytes:
         policy = _policy(member.room.family)
@@ -248,26 +250,16 @@ class Running(RunningPresence):
                 await engine.lease.hold()
                 await reap(engine, self._broker)
                 await self._ledger.renew()
+                await self._ledger.check_moved()
                 if interval is not None and engine.clock.monotonic() - checked_at >= interval * 0.9:
                     checked_at = engine.clock.monotonic()
-                    await self._check_positions()
-                    await self._ledger.check()
+                    watches = [watch for watch in self._watches.values() if watch.current]
+                    await self._ledger.check(await check_positions(self._broker, watches))
             except Unavailable as error:
                 logger.debug("presence could not be looked after: %s", error)
             except Exception as error:
                 logger.exception("presence could not be looked after", exc_info=error)
-            await sleep(engine.clock, _CHECK * (0.8 + engine.random.random() / 5))
-
-    async def _check_positions(self) -> None:
-        """Compare positions, so that a lost last notice is noticed too (P2, H4)."""
-        watches = [watch for watch in self._watches.values() if watch.current]
-        for start in range(0, len(watches), POSITIONS):
-            some = watches[start : start + POSITIONS]
-            before = [watch.roster.position for watch in some]
-            positions = await self._broker.positions([watch.key for watch in some])
-            for watch, was, position in zip(some, before, positions, strict=True):
-                if watch.roster.position == was:  # else it has moved on meanwhile, and is well
-                    watch.checked(position)
+            await sleep(engine.clock, engine.lease.seconds * _CHECK * (0.8 + engine.random.random() / 5))
 
     async def aclose(self) -> None:
         """See :meth:`.RunningFeature.aclose`."""

@@ -9,158 +9,62 @@ than are listed are only counted, for everybody, and begin with a snapshot again
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec import UNSET, Raw
 
 from ...brokers import StateBroker
-from ...errors import BadUnit, Unavailable
+from ...errors import BadUnit
 from ...position import Position
-from ...primitives.clocks import sleep
 from ...wire import ClientInfo, JoinPush, PresenceBody, PresentBody, Push, Reply, dumps
+from .._following import Follower
+from .._watching import RoomWatch
 from .entries import decode_entry, decode_notice, key_of, topic_of
 from .roster import Frame, Present, Roster
 
 if TYPE_CHECKING:
-    from ...hub.connection import Connection
     from ...hub.engine import Engine
     from ...hub.local import Member
-    from ...primitives.deadlines import Deadline
     from . import Presence
 
 __all__ = ["Watch", "decode_members"]
 
-logger = logging.getLogger("rtkit.presence")
 
-#: Frames of a room in any second, at the most (P2).
-_FRAMES: Final = 2
-_SECOND: Final = 1.0
-
-
-class Watch:
-    """A watched room.
-
-    :ivar watchers: who is told, and whether it needs a snapshot first.
-    :ivar coming: who will be a watcher in a moment, so that the watch is kept.
-    """
+class Watch(RoomWatch):
+    """A watched room."""
 
     def __init__(self, engine: Engine, broker: StateBroker, name: str, policy: Presence) -> None:
-        self._engine = engine
-        self._broker = broker
+        super().__init__(engine, broker, "presence", name, key_of(name), topic_of(name))
         self._policy = policy
-        self.name = name
-        self.key = key_of(name)
-        self.topic = topic_of(name)
         self.roster = Roster()
-        self.watchers: dict[Member, bool] = {}
-        self.coming: set[Member] = set()
-        self._subscribed = False
-        self._gate = asyncio.Lock()
-        self._reading = asyncio.Lock()
-        self._repairing = False
-        self._sent: deque[float] = deque(maxlen=_FRAMES)  # when the last frames left
-        self._timer: Deadline | None = None
         self._counting = False  # the last that was told is how many there are, not who
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody watches, or is about to."""
-        return bool(self.watchers or self.coming)
-
-    @property
-    def current(self) -> bool:
-        """Whether the roster is known, and nothing is known to be missing."""
-        return self._subscribed and not self.roster.wants_read
+        self._shown: list[PresentBody] | None = None  # a snapshot, for all who come before the next frame
 
     # -- following the broker ----------------------------------------------------------------------
 
-    async def open(self) -> None:
-        """Follow the room, and know who is in it.
+    @property
+    def follower(self) -> Follower:
+        """See :attr:`.RoomWatch.follower`."""
+        return self.roster
 
-        :raises Unavailable: when the broker cannot be reached.
-        """
-        async with self._gate:
-            if not self._subscribed:
-                self.roster = Roster()
-                await self._broker.subscribe([self.topic])
-                self._subscribed = True
-        await self._repair()
+    def _begin(self) -> None:
+        self.roster = Roster()
+        self._shown = None
 
-    async def close(self) -> bool:
-        """Let go, unless somebody has come meanwhile; whether it did.
+    async def _read(self) -> None:
+        roster = self.roster
+        roster.reading()
+        found = await self._broker.revision(self.key)
+        roster.read(found.position, decode_members(self._engine, self.name, found.entries))
+        self._shown = None
 
-        :raises Unavailable: when the broker cannot be reached.
-        """
-        async with self._gate:
-            if self.wanted:
-                return False
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            if self._subscribed:
-                self._subscribed = False
-                await self._broker.unsubscribe([self.topic])
-            return True
+    def _announced(self, payload: bytes, position: Position) -> None:
+        self.roster.announced(position, decode_notice(payload, self._engine.versions.formats))
 
-    def deliver(self, payload: bytes, position: Position | None) -> None:
-        """A notice."""
-        if position is None:
-            raise BadUnit("a presence notice without a position")
-        try:
-            changes = decode_notice(payload, self._engine.versions.formats)
-        except BadUnit:
-            self.roster.wants_read = True  # whatever it was, it counts
-            self.repair_soon()
-            raise
-        self.roster.announced(position, changes)
-        if self.roster.wants_read:
-            self.repair_soon()
-        elif self.roster.changed:
-            self._flush()
-
-    def interrupted(self) -> None:
-        """Something may have been missed."""
-        self.roster.wants_read = True
-        self.repair_soon()
-
-    def checked(self, position: Position) -> None:
-        """The position check has found the room there."""
-        if self.roster.position is not None and self.roster.differs(position):
-            self.interrupted()
-
-    def repair_soon(self) -> None:
-        """Read in the background, and do not give up while the broker is away."""
-        if not self._repairing and self.wanted:
-            self._repairing = True
-            self._engine.spawn(self._repair_until_done)
-
-    async def _repair_until_done(self) -> None:
-        try:
-            while self.wanted:
-                try:
-                    await self.open()
-                    return
-                except Unavailable as error:
-                    logger.warning("room %r: presence cannot be read: %s", self.name, error)
-                except Exception as error:
-                    logger.exception("room %r: presence cannot be read", self.name, exc_info=error)
-                await sleep(self._engine.clock, self._engine.backoff())
-        finally:
-            self._repairing = False
-
-    async def _repair(self) -> None:
-        async with self._reading:
-            while self._subscribed and self.roster.wants_read:
-                roster = self.roster
-                roster.reading()
-                found = await self._broker.revision(self.key)
-                roster.read(found.position, decode_members(self._engine, self.name, found.entries))
-        if self.roster.changed:
-            self._flush()
+    @property
+    def _changed(self) -> bool:
+        return self.roster.changed
 
     # -- telling those who watch -------------------------------------------------------------------
 
@@ -174,34 +78,12 @@ class Watch:
         self._counting = self._counting or not self.listed
         return self._snapshot()
 
-    def remove(self, member: Member) -> None:
-        """The member watches no more."""
-        self.coming.discard(member)
-        self.watchers.pop(member, None)
-
-    def _flush(self) -> None:
-        """Send what has changed, now or as soon as a frame may be sent."""
-        now = self._engine.clock.monotonic()
-        if len(self._sent) == _FRAMES and now < self._sent[0] + _SECOND:
-            self._flush_at(self._sent[0] + _SECOND)
-            return
+    def _tell(self) -> bool:
         frame = self.roster.frame()
-        if frame is None and not any(self.watchers.values()):
-            return
-        self._sent.append(now)
-        if self._send(frame):
-            self._flush_at(now + _SECOND)
-
-    def _flush_at(self, when: float) -> None:
-        if self._timer is None:
-            self._timer = self._engine.deadlines.at(when, self._due)
-        else:
-            self._timer.move(when)
-
-    def _due(self) -> None:
-        self._timer = None
-        if self.wanted:
-            self._flush()
+        self._shown = None
+        dropped = self._send(frame)
+        self._shown = None
+        return dropped
 
     def _send(self, frame: Frame | None) -> bool:
         """Send a frame; whether somebody had no room for it."""
@@ -233,14 +115,6 @@ class Watch:
                 dropped = dropped or self.watchers[member]
         return dropped
 
-    def _push(self, connection: Connection, unit: bytes) -> bool:
-        """Queue a frame for one member; False when there was no room for it (D1)."""
-        spill = connection.push((self.name, "presence"), unit, "drop_newest")
-        if spill is None or spill.queued:
-            return True
-        self._engine.counters.add("drops", "presence")
-        return False
-
     @property
     def listed(self) -> bool:
         """Whether it is told who is there, and not only how many."""
@@ -249,7 +123,9 @@ class Watch:
     def _snapshot(self) -> PresenceBody:
         if not self.listed:
             return PresenceBody(v=self.roster.v, clients=self.roster.clients, users=self.roster.users)
-        return PresenceBody(v=self.roster.v, members=[_body(each) for each in self.roster.snapshot()])
+        if self._shown is None:
+            self._shown = [_body(each) for each in self.roster.snapshot()]
+        return PresenceBody(v=self.roster.v, members=self._shown)
 
     def _unit(self, body: PresenceBody) -> bytes:
         return dumps(Reply(push=Push(channel=self.name, presence=body)))

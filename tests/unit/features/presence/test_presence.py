@@ -428,6 +428,50 @@ async def test_bad_metas(world: World) -> None:
     assert [each.meta for each in await hub.room("chat:a").presence()] == [{"x": "y" * 12}]
 
 
+@pytest.mark.parametrize(
+    ("meta", "code"),
+    [
+        (b'{"x":' + b"[" * 100 + b"]" * 100 + b"}", None),
+        (b'{"x":' + b"[" * 400 + b"]" * 400 + b"}", 107),
+        (b'{"x":' * 20_000 + b"1" + b"}" * 20_000, 107),
+        (b'{"x":"' + b"y" * 60_000 + b'"}', 106),
+        (b'{"x":1,"x":2}', None),
+        (b'{"x":"\\ud800"}', 107),
+        (b'{"":{}}', None),
+        (b'{"x":NaN}', 107),
+        (b'{"x":123456789012345678901234567890}', None),
+    ],
+    ids=[
+        "nested",
+        "nested too deeply",
+        "nested beyond reason",
+        "huge",
+        "twice",
+        "half a character",
+        "no name",
+        "NaN",
+        "large number",
+    ],
+)
+async def test_strange_metas(world: World, meta: bytes, code: int | None) -> None:
+    """One is refused in good order, or taken, and then all see the same."""
+    hub = hub_of(world)
+    ann, _ = await watching(world, hub, "ann")
+    bob = await world.join(hub, "bob", "chat:a")
+    await world.advance(2)
+    bob.tell(b'{"id":99,"presence_update":{"channel":"chat:a","meta":' + meta + b"}}")
+    await world.advance(2)
+    if code is None:
+        assert "error" not in bob.reply(99)
+        shown = {each.user: each.meta for each in await hub.room("chat:a").presence()}
+        assert frames(ann)[-1]["updates"][0]["meta"] == shown["bob"] != {}
+    elif bob.closed is None:
+        assert bob.reply(99)["error"]["code"] == code
+    else:
+        assert bob.closed[0] == 3501, "what is no unit closes"
+    assert (await ann.call("presence_stats", channel="chat:a"))["num_clients"] in (1, 2)
+
+
 async def test_a_family_may_keep_metas_to_itself(world: World) -> None:
     hub = hub_of(world, meta=lambda identity: {"role": "guest"}, updates=False)
     ann = await world.join(hub, "ann", "chat:a")
