@@ -4,8 +4,8 @@ The summary is what is known: the number of cases that are fine, and every other
 fails; one that failed is a decision, and `docs/decisions/0033-autobahn.md` says why. To write it anew:
 `RTKIT_AUTOBAHN=write ./dev test tests/autobahn`, and the same with `soak`.
 
-The protocol itself is tried in every run, the three of them at once since its cases mostly wait. Large messages and
-compression take minutes.
+Running it is for `./dev soak`: the protocol itself takes ten seconds, large messages and compression take minutes. What
+is known is held against the record in every run.
 """
 
 from __future__ import annotations
@@ -115,12 +115,13 @@ def check(name: str, cases: Mapping[str, str]) -> None:
     if os.environ.get("RTKIT_AUTOBAHN") == "write":
         SUMMARY.write_text(json.dumps(dict(sorted({**known(), name: now}.items())), indent=2) + "\n")
     else:
-        assert now == known()[name]
+        assert now == known().get(name), "or not written down yet"
 
 
 # -- every time ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak  # it installs the suite, and the suite judges by its own clock; ten seconds by itself
 @pytest.mark.timeout(180)  # the first run installs the suite
 async def test_our_server_and_our_client_keep_the_protocol(suite: Suite) -> None:
     async with serve_echo() as url:
@@ -172,11 +173,12 @@ async def test_large_messages_to_our_client(suite: Suite) -> None:
 
 @pytest.mark.soak
 async def test_compression(suite: Suite) -> None:
-    """Of our server (T9); our client does not offer it."""
+    """Of our server (T9); our client does not offer it. Offers of small windows are declined, and nothing fails."""
     async with serve_echo(deflate=True) as url:
-        check(
-            "server, compression", await tried(suite, "server, compression", url, _COMPRESSION, seconds=3600)
-        )
+        found = await tried(suite, "server, compression", url, _COMPRESSION, seconds=3600)
+    declined = {case for case, verdict in found.items() if verdict == "UNIMPLEMENTED"}
+    assert {case.rpartition(".")[0] for case in declined} == {"13.3", "13.5"}
+    assert {verdict for case, verdict in found.items() if case not in declined} == {"OK"}
 
 
 @pytest.mark.soak

@@ -64,6 +64,34 @@ def test_presence_is_the_truth_again_after_a_failover_that_lost_writes(comes: bo
     assert simulate(program, seed=1) == (there, there)
 
 
+def test_who_left_as_the_last_of_its_node_does_not_come_back_with_a_failover() -> None:
+    """Of such a room the node knows nothing any more that could tell it (seed 1300030)."""
+
+    async def program(sim: Simulation) -> Sequence[Any]:
+        server = BrokerServer(sim, sim.machine("broker"))
+        one, two = await boot(sim, server, "one"), await boot(sim, server, "two")
+
+        async def stay(name: str, node: str, seconds: float) -> None:
+            client = sim.connect(sim.machine(name), f"http://{node}:8000/rt", token=name)
+            async with client, client.join("log"):
+                await sim.sleep(seconds)
+
+        sim.machine("ann").spawn(stay("ann", "one", 6))
+        sim.machine("bob").spawn(stay("bob", "two", 1000))
+        await sim.sleep(5)
+        snapshot = server.snapshot()
+        await sim.sleep(5)
+        server.fail_over(snapshot)
+        await sim.sleep(1)
+        sim.machine("cyd").spawn(
+            stay("cyd", "one", 1000)
+        )  # the node begins the room anew, and sees no difference
+        await sim.sleep(300)
+        return await users(one), await users(two)
+
+    assert simulate(program, seed=1) == (["bob", "cyd"], ["bob", "cyd"])
+
+
 def test_a_poll_at_another_node_while_the_broker_is_away_is_told_to_come_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

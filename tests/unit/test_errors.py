@@ -19,6 +19,7 @@ CLASSES = {name: value for name, value in vars(errors).items() if isinstance(val
 INSIDE = {
     "rtkit.transports.base.Refused",  # a hub to its host
     "rtkit.client.http.HttpFailed",  # an exchange to the pipe that is made of it
+    "rtkit.hosting.deflate.InflatesTooFar",  # an inflater to the parser of frames
     "rtkit.hosting.frames.Violation",  # a parser of frames to the one who reads them
     "rtkit.primitives._sockets.Gone",  # a socket's adapter to `attach`
     "rtkit.brokers.redis.frames.Foreign",  # a parser of frames to the broker

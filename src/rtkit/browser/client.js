@@ -405,6 +405,9 @@ const byteLength = (text) => utf8.encode(text).length;
 /** @param {any} value */
 const isText = (value) => typeof value === "string";
 
+/** @param {any} value @returns {value is (...args: any[]) => any} */
+const isFunction = (value) => typeof value === "function";
+
 /** For an error message. @param {unknown} value */
 const quoted = (value) => String(JSON.stringify(value)).slice(0, 80);
 
@@ -447,7 +450,7 @@ function encode(value) {
   }
   if (text === undefined) throw new InvalidMessage(`no JSON: ${typeof value}`);
   // stringify writes a lone surrogate as an escape, and nothing else that way. The server would close for it.
-  if (/(?:^|[^\\])(?:\\\\)*\\ud[89a-f]/.test(text)) {
+  if (/\\ud/.test(text.replace(/\\\\/g, ""))) {
     throw new InvalidMessage("a lone surrogate");
   }
   return text;
@@ -497,7 +500,7 @@ function checkedPosition(position) {
 }
 
 /** @param {any} text 1 to 255 bytes. */
-const isName = (text) => isText(text) && text !== "" && isWellFormed(text) && byteLength(text) <= 255;
+const isName = (text) => isText(text) && text && isWellFormed(text) && byteLength(text) <= 255;
 
 /** A copy of what is JSON, and undefined of nothing. @param {unknown} value */
 const copied = (value) => (value === undefined ? undefined : JSON.parse(encode(value)));
@@ -521,7 +524,7 @@ class Emitter {
    * @returns {() => void} Takes it away again.
    */
   on(name, listener) {
-    check(typeof listener === "function", "a listener is a function", typeof listener);
+    check(isFunction(listener), "a listener is a function", typeof listener);
     const found = this.listeners.get(name) ?? new Set();
     const entry = (/** @type {any[]} */ ...args) => listener(...args);
     this.listeners.set(name, found.add(entry));
@@ -538,9 +541,8 @@ class Emitter {
   emit(name, ...args) {
     const found = this.listeners.get(name);
     for (const entry of [...(found ?? [])]) {
-      if (!found?.has(entry)) continue; // taken away by an earlier one
       try {
-        entry(...args);
+        if (found?.has(entry)) entry(...args); // not taken away by an earlier one
       } catch (error) {
         reportFault(error);
       }
@@ -569,10 +571,10 @@ function sleepless(clock) {
   let wall = clock.wall();
   let now = 0;
   return () => {
-    const passed = [clock.monotonic() - monotonic, clock.wall() - wall];
-    monotonic += passed[0];
-    wall += passed[1];
-    return (now += Math.max(0, ...passed));
+    const before = [monotonic, wall];
+    monotonic = clock.monotonic();
+    wall = clock.wall();
+    return (now += Math.max(0, monotonic - before[0], wall - before[1]));
   };
 }
 
@@ -836,9 +838,8 @@ class Membership {
    */
   #enter(result, asked) {
     const before = this.at;
-    const top = { epoch: result.epoch, offset: result.offset };
-    const end = (result.publications[0]?.offset ?? top.offset + 1) - 1;
-    if (result.recoverable && before && !asked && !same(before, top)) {
+    const end = (result.publications[0]?.offset ?? result.offset + 1) - 1;
+    if (result.recoverable && before && !asked && !same(before, result)) {
       return "rejoin"; // the server put us at its top, unasked, and we stand elsewhere
     }
     if (result.data !== undefined) this.joinData = result.data;
@@ -852,11 +853,13 @@ class Membership {
       // There was a position, and now nothing can be proven.
       if (before) this.#put(new Gap(0, 0, "", "epoch"));
     } else if (!before) {
-      this.at = { epoch: top.epoch, offset: Math.max(0, end) };
+      this.at = { epoch: result.epoch, offset: Math.max(0, end) };
     } else if (recovered) {
       // The epoch may be new: the server knows that the old position holds in it (B6).
-      this.at = { epoch: top.epoch, offset: before.offset };
-      if (top.offset < before.offset) this.#move(new Gap(top.offset, top.offset, top.epoch, "rollback"));
+      this.at = { epoch: result.epoch, offset: before.offset };
+      if (result.offset < before.offset) {
+        this.#move(new Gap(result.offset, result.offset, result.epoch, "rollback"));
+      }
     } else if (asked) {
       this.#move(gapOfJoin(result, before, end));
     }
@@ -866,7 +869,7 @@ class Membership {
       if (todo || this.#deaf) return todo;
     }
     // The reply may end beyond what it brought.
-    return this.at && result.recoverable && this.at.offset < top.offset ? "rejoin" : undefined;
+    return this.at && this.at.offset < result.offset ? "rejoin" : undefined;
   }
 
   // What is pushed.
@@ -1015,9 +1018,8 @@ class Membership {
       return new Gap(0, 0, "", "dropped");
     }
     const item = this.#queue.shift();
-    if (item instanceof Gap) {
-      if (item.epoch) this.#handed = { epoch: item.epoch, offset: item.to };
-    } else if (item?.position) this.#handed = item.position;
+    if (item instanceof Message) this.#handed = item.position ?? this.#handed;
+    else if (item?.epoch) this.#handed = { epoch: item.epoch, offset: item.to };
     if (this.#deaf && this.#queue.length <= this.limit / 2) this.engine.resume(this);
     if (!this.#delivering) this.part?.look();
     return item;
@@ -1071,8 +1073,8 @@ class Membership {
         const found = look();
         if (found) resolve(found);
         else if (this.phase === "ended") reject(this.error ?? leftError(this.channel));
-        else return false;
-        return this.waiting.delete(wake);
+        else return;
+        this.waiting.delete(wake);
       };
       this.waiting.add(wake);
       wake();
@@ -1146,7 +1148,7 @@ class Link {
   answers = new Map();
   /**
    * Joins and leaves to be written.
-   * @type {{ method: string, body: any, answered: (reply: any, error: CallError | null) => void }[]}
+   * @type {[method: string, json: string, answered: (reply: any, error: CallError | null) => void][]}
    */
   asks = [];
   /**
@@ -1222,7 +1224,6 @@ class Engine {
   #resume = "";
   #clock;
   #random;
-  #page;
   now;
   #backoff;
   #keyPrefix;
@@ -1267,7 +1268,7 @@ class Engine {
       check(value > 0 && value < Infinity, `${name} is positive`, value);
       this.#limits[/** @type {keyof typeof LIMITS} */ (name)] = value;
     }
-    const known = token === null || isText(token) || typeof token === "function";
+    const known = token === null || isText(token) || isFunction(token);
     check(known, "token is a string or a function", typeof token);
     this.#token = token;
     this.#data = copied(data);
@@ -1280,7 +1281,6 @@ class Engine {
     this.#choice = { way, plain, mute, url: endpoint(url), transports, receiveOnly, WebSocket, clock, page };
     this.#clock = clock;
     this.#random = random;
-    this.#page = page;
     this.now = sleepless(clock);
     this.#backoff = this.#newBackoff();
     this.#keyPrefix = `${random()}${random()}`;
@@ -1398,8 +1398,8 @@ class Engine {
   /** @returns {Promise<string>} */
   async #getToken() {
     const token = this.#token;
-    const found = typeof token === "function" ? await token() : (token ?? "");
-    if (typeof found === "string") return found;
+    const found = isFunction(token) ? await token() : (token ?? "");
+    if (isText(found)) return found;
     throw new ConnectionClosed(BAD_TOKEN, "no token");
   }
 
@@ -1439,7 +1439,8 @@ class Engine {
     const now = this.now();
     const rt = object(result.rt);
     const limits = object(rt?.limits) ?? {};
-    const [rate, burst] = [number(limits.rate), number(limits.burst)];
+    const rate = number(limits.rate);
+    const burst = number(limits.burst);
     const subs = Object.entries(object(result.subs) ?? {}).map(
       ([channel, body]) => /** @type {const} */ ([channel, subscribeResult(body)]),
     );
@@ -1479,7 +1480,7 @@ class Engine {
 
   /** `connect` was answered with an error. @param {CallError} error */
   #refused(error) {
-    const again = isExpired(error) && typeof this.#token === "function";
+    const again = isExpired(error) && isFunction(this.#token);
     const terminal = !error.temporary && !again;
     const code = terminal ? BAD_TOKEN + (CLOSE_CODES[error.code] ?? 3) : LOST;
     const atOnce = again && !this.#renewed;
@@ -1551,7 +1552,7 @@ class Engine {
     this.#link = null;
     link.socket?.close(code);
     for (const room of this.#rooms.values()) room.reset();
-    for (const answered of [...link.answers.values(), ...link.asks.map((ask) => ask.answered)]) answered(null, null);
+    for (const answered of [...link.answers.values(), ...link.asks.map((ask) => ask[2])]) answered(null, null);
     this.#expire();
   }
 
@@ -1628,8 +1629,12 @@ class Engine {
     else if (out) this.act(room, room.unsubscribed(count(out.code), text(out.reason)));
     else if (room.phase === "in" && signal) {
       const { event, data = null } = signal;
-      const [sender, client] = [signal.user, signal.client].map((name) => text(name) || null);
-      room.events.emit("signal", { event: text(event), data, sender, client });
+      room.events.emit("signal", {
+        event: text(event),
+        data,
+        sender: text(signal.user) || null,
+        client: text(signal.client) || null,
+      });
     }
     room.deliver();
   }
@@ -1811,8 +1816,7 @@ class Engine {
       this.#commandBytes += size;
       signal?.addEventListener("abort", abort);
       if (timeout !== undefined) {
-        const late = () => giveUp(sending, new TimeoutError("withdrawn"));
-        timer = this.#clock.setTimeout(late, timeout);
+        timer = this.#clock.setTimeout(() => giveUp(sending, new TimeoutError("withdrawn")), timeout);
       }
       this.#flushSoon();
     });
@@ -1838,7 +1842,7 @@ class Engine {
   signal(room, event, data) {
     const json = encode({ channel: room.channel, event: event || undefined, data });
     const send = () => this.post(room, event, "signal", json);
-    return room.part ? room.part.signal(event, send) : send();
+    return room.part?.signal(event, send) ?? send();
   }
 
   /**
@@ -1868,15 +1872,16 @@ class Engine {
    */
   ask(method, body, answered = () => {}) {
     const link = this.#link;
+    const json = JSON.stringify(body);
     if (!link) return;
     if (method.endsWith("subscribe")) {
-      link.asks.push({ method, body, answered });
+      link.asks.push([method, json, answered]);
       this.#flushSoon();
     } else {
       // A browser complains of what is sent on a socket that is closing.
       if (link.socket.readyState > 1) return;
       link.bucket?.(this.now(), true);
-      link.socket.send(this.#written(link, method, JSON.stringify(body), answered));
+      link.socket.send(this.#written(link, method, json, answered));
     }
   }
 
@@ -1939,7 +1944,7 @@ class Engine {
     }
     if (ask) {
       link.asks.shift();
-      return this.#written(link, ask.method, JSON.stringify(ask.body), ask.answered);
+      return this.#written(link, ...ask);
     }
     if (sending) {
       sending.flying = true;
@@ -1986,7 +1991,7 @@ class Engine {
    * @param {number} ttl
    */
   #scheduleRefresh(link, ttl) {
-    if (typeof this.#token !== "function") return;
+    if (!isFunction(this.#token)) return;
     link.refreshAt = this.now() + ttl - Math.min(10, ttl * 0.2);
     this.arm();
   }
@@ -2092,11 +2097,11 @@ class Engine {
   // The page (K3).
 
   get #offline() {
-    return this.#page.navigator?.onLine === false;
+    return this.#choice.page.navigator?.onLine === false;
   }
 
   #watchPage() {
-    const page = this.#page;
+    const { page } = this.#choice;
     /** @param {any} target @param {string} name @param {(event: any) => void} handler */
     const watch = (target, name, handler) => {
       if (!target?.addEventListener) return;
@@ -2104,18 +2109,21 @@ class Engine {
       this.#unwatch.push(() => target.removeEventListener(name, handler));
     };
     watch(page, "online", () => this.#back());
-    watch(page, "offline", () => this.#wentOffline());
-    for (const [target, gone, back] of [
-      [page, "pagehide", "pageshow"],
-      [page.document, "freeze", "resume"],
-    ]) {
-      watch(target, gone, (event) => this.#suspend(event));
-      watch(target, back, () => {
-        if (!this.#suspended) return;
-        this.#suspended = false;
-        this.#back();
-      });
-    }
+    watch(page, "offline", () => {
+      if (this.state === "waiting") this.#dueAt = Math.max(this.#dueAt, this.now() + this.#limits.maxDelay);
+      this.#check();
+    });
+    /** @param {any} event */
+    const gone = (event) => this.#suspend(event);
+    const back = () => {
+      if (!this.#suspended) return;
+      this.#suspended = false;
+      this.#back();
+    };
+    watch(page, "pagehide", gone);
+    watch(page, "pageshow", back);
+    watch(page.document, "freeze", gone);
+    watch(page.document, "resume", back);
     watch(page.document, "visibilitychange", () => {
       if (page.document.visibilityState === "visible") this.#check();
     });
@@ -2136,11 +2144,6 @@ class Engine {
     if (this.state === "waiting" && !this.#suspended) this.#dueAt = Math.max(this.now(), this.#notBefore);
     this.#check();
     this.arm();
-  }
-
-  #wentOffline() {
-    if (this.state === "waiting") this.#dueAt = Math.max(this.#dueAt, this.now() + this.#limits.maxDelay);
-    this.#check();
   }
 
   /**
@@ -2235,11 +2238,10 @@ export class Client {
   connected() {
     return new Promise((resolve, reject) => {
       const check = () => {
-        const { state } = this;
-        if (state !== "connected" && state !== "closed") return;
+        if (this.closed) reject(this.closed);
+        else if (this.state === "connected") resolve();
+        else return;
         off();
-        if (state === "connected") resolve();
-        else reject(this.closed);
       };
       const off = this.on("state", check);
       check();

@@ -7,7 +7,7 @@ key                                field          value
 =================================  =============  ===============================================================
 ``presence:<room>``                client id      an :class:`Entry`
 ``presence-rooms:<life>``          room           nothing: where that life of a node has entries
-``presence-lives``                 life           nothing: which lives have entries anywhere
+``presence-lives:all``             life           nothing: which lives have entries anywhere
 ``presence-reaping``               life           the node that takes away what a dead life has left
 topic ``\\0presence:<room>``                       a :class:`Notice`, published with each revision of the first
 =================================  =============  ===============================================================
@@ -30,6 +30,7 @@ from .roster import Present
 
 __all__ = [
     "LIVES",
+    "LIVES_TOPIC",
     "REAPING",
     "decode_entry",
     "decode_notice",
@@ -41,7 +42,9 @@ __all__ = [
     "topic_of",
 ]
 
-LIVES: Final = "presence-lives"
+LIVES: Final = "presence-lives:all"
+#: Nobody listens: that a life is put down is a revision, so that the count of :data:`LIVES` has an epoch.
+LIVES_TOPIC: Final = "\0presence-lives:all"
 REAPING: Final = "presence-reaping"
 
 

@@ -40,7 +40,17 @@ from ...errors import BadUnit, BrokerUnavailable, Unavailable
 from ...position import Position
 from ...primitives.clocks import sleep, timeout
 from .._watching import POSITIONS
-from .entries import LIVES, decode_entry, encode_entry, encode_notice, index_of, key_of, life_of, topic_of
+from .entries import (
+    LIVES,
+    LIVES_TOPIC,
+    decode_entry,
+    encode_entry,
+    encode_notice,
+    index_of,
+    key_of,
+    life_of,
+    topic_of,
+)
 from .roster import Present
 
 if TYPE_CHECKING:
@@ -159,6 +169,10 @@ class Ledger:
         self._broker = broker
         self._rooms: dict[str, _Room] = {}
         self._registered = ""  # the life that stands in the list of lives
+        self._lives = ""  # the epoch of that list
+        self._lost = (
+            False  # the broker is known to have lost writes, and what that means was not looked at yet
+        )
         self._moved: dict[tuple[str, str, int], str] = {}  # who went on at which node, lately
         self._registered_until = 0.0
         self._waiting = False
@@ -473,7 +487,12 @@ class Ledger:
             room.indexed = life
 
     async def _register(self, life: str) -> None:
-        await self._broker.put(LIVES, life, b"", ttl=KEPT)
+        done = await self._broker.revise(
+            LIVES, {life: b""}, ttl=KEPT, expected={}, topic=LIVES_TOPIC, payload=b"{}"
+        )
+        if done is not None:
+            self._lost = self._lost or self._lives not in ("", done.epoch)
+            self._lives = done.epoch
         self._registered = life
         self._registered_until = self._engine.clock.monotonic() + _RENEWED
 
@@ -505,7 +524,11 @@ class Ledger:
         :param known: positions by key that were asked for just now.
         :raises Unavailable: when the broker cannot be reached.
         """
-        rooms, lost = [], False
+        rooms, lost = [], self._lost
+        if self._registered:
+            # Of rooms that all have left nothing else would tell: their entries may be back.
+            (lives,) = await self._broker.positions([LIVES])
+            lost = lost or lives.epoch != self._lives
         for room in self._rooms.values():
             if (position := known.get(key_of(room.name))) is None:
                 rooms.append(room)
@@ -521,14 +544,22 @@ class Ledger:
                 if position.epoch != epoch == room.epoch:
                     lost = True
                     self._suspect(room)
+        self._lost = lost
         if lost and self._registered:
-            # Of rooms that we left entries may be back, too; the index has gone back with them.
+            # What was put down last may be gone, and with it where to look should this node die.
+            if self._registered == self.life:
+                await self._register(self._registered)
+            for room in list(self._rooms.values()):
+                if room.indexed:
+                    await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
+            # Of rooms that we left entries may be back, too, and the index with them; we may have begun them anew since.
             for name in await self._broker.entries(index_of(self._registered)):
                 if name not in self._rooms:
-                    room = self._rooms[name] = _Room(name)
-                    room.indexed = self._registered
-                    room.renew_at = self._engine.clock.monotonic() + _RENEWED
-                    self._suspect(room)
+                    self._rooms[name] = back = _Room(name)
+                    back.indexed = self._registered
+                    back.renew_at = self._engine.clock.monotonic() + _RENEWED
+                self._suspect(self._rooms[name])
+        self._lost = False
 
     def _suspect(self, room: _Room) -> None:
         room.suspect = True

@@ -186,7 +186,9 @@ class Running(RunningReceipts):
 
     def _heal(self, name: str, epoch: str, lost: Mapping[str, Mark]) -> None:
         """The broker has lost marks that this node has seen: they are written again."""
-        watch = self._watches[name]
+        watch = self._watches.get(name)
+        if watch is None:
+            return  # nobody watches any more, or this hub ends: another node will find out
         kept = _policy(self._engine.lookup(name)[0]).kept
         logger.info("room %r: marks of %d users were lost, and are written again", name, len(lost))
         for user, mark in lost.items():
