@@ -147,6 +147,7 @@ class Twice(MemoryBroker):
     assert "Left contains one more item: Delivery(" in done.stdout
 
 
+@pytest.mark.soak
 def test_several_processes_count_together(tmp_path: Path) -> None:
     pytest.importorskip("xdist")
     done = run(

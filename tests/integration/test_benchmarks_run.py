@@ -66,6 +66,7 @@ async def test_marks_cost_something() -> None:
     assert "receipts cost" in said
 
 
+@pytest.mark.soak
 async def test_transports_cost_something() -> None:
     said = await bench("transports", "--members", "5", "--rate", "20", "--seconds", "0.5", "--rest", "0.2")
     assert said.count("| all") == 3
@@ -76,6 +77,7 @@ async def test_others_go_on_while_something_large_leaves() -> None:
     assert "| `sse` | both |" in said
 
 
+@pytest.mark.soak
 async def test_people_come_and_go() -> None:
     said = await bench(
         "presence",

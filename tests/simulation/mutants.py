@@ -171,6 +171,6 @@ MUTANTS = [
     Mutant("fence by run id", fence_by_run_id, 12, frozenset({"two messages at one place"})),
     Mutant("no fence", no_fence, 2, frozenset({"two messages at one place"})),
     Mutant("always recovered", always_recovered, 4, frozenset({"false continuity"})),
-    Mutant("missed notices stay missed", missed_notices_stay_missed, 1, frozenset({"presence", "marks"})),
+    Mutant("missed notices stay missed", missed_notices_stay_missed, 6, frozenset({"presence", "marks"})),
     Mutant("who leaves stays shown", who_leaves_stays_shown, 4, frozenset({"left over"})),
 ]

@@ -92,6 +92,33 @@ def test_who_left_as_the_last_of_its_node_does_not_come_back_with_a_failover() -
     assert simulate(program, seed=1) == (["bob", "cyd"], ["bob", "cyd"])
 
 
+def test_a_node_that_ends_right_after_a_failover_leaves_nobody_behind() -> None:
+    """Who left before it, and is back with it, is for others to take away (seed 2300163)."""
+
+    async def program(sim: Simulation) -> Sequence[Any]:
+        server = BrokerServer(sim, sim.machine("broker"))
+        await boot(sim, server, "one")
+        two = await boot(sim, server, "two")
+
+        async def stay(name: str, node: str, seconds: float) -> None:
+            client = sim.connect(sim.machine(name), f"http://{node}:8000/rt", token=name)
+            async with client, client.join("log"):
+                await sim.sleep(seconds)
+
+        sim.machine("ann").spawn(stay("ann", "one", 6))
+        sim.machine("bob").spawn(stay("bob", "two", 1000))
+        await sim.sleep(5)
+        snapshot = server.snapshot()
+        await sim.sleep(3)
+        server.fail_over(snapshot)
+        await sim.sleep(2)
+        await sim.stop(sim.machine("one"))
+        await sim.sleep(60)
+        return await users(two)
+
+    assert simulate(program, seed=1) == ["bob"]
+
+
 def test_a_poll_at_another_node_while_the_broker_is_away_is_told_to_come_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -307,7 +307,7 @@ class User:
         """What there is in the room where that is seen."""
         seat = self.seats.get(SOCIAL)
         if seat is not None and seat.room is not None and not self.task.done():
-            with suppress(NotRunning, ConnectionClosed):
+            with suppress(NotRunning, ConnectionClosed, Unsubscribed):
                 seat.room.receipts.read(seat.room.position)
 
     async def _talk(self) -> None:
@@ -321,7 +321,7 @@ class User:
                 name = chance.choice(able)
                 room = self.seats[name].room
                 if name == SOCIAL and room is not None and chance.random() < 0.5:
-                    with suppress(NotRunning, ConnectionClosed):
+                    with suppress(NotRunning, ConnectionClosed, Unsubscribed):
                         room.typing()
                     if chance.random() < 0.5:
                         continue  # thinks better of it

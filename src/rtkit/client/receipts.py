@@ -65,6 +65,7 @@ class RoomReceipts:
         :param where: a message, or a position; without it, the last that iterating handed out. Before anything was,
             and in a room whose place is not known yet, that is nothing.
         :raises UsageError: for a message without a position: this room has no history.
+        :raises Unsubscribed: the server took us out of the room.
         :raises ConnectionClosed: the client is closed.
         :raises NotRunning: the room was left.
         """

@@ -234,6 +234,7 @@ class RoomClient(Generic[M]):
         ``typing(False)``. Without a connection nobody is told; after it they are, if it goes on.
 
         :raises NotEnabled: the room has no typing; that is known once it is joined.
+        :raises Unsubscribed: the server took us out of the room.
         :raises ConnectionClosed: the client is closed.
         :raises NotRunning: the room was left.
         """

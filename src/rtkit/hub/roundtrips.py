@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
 from ..brokers import Broker, Conflict, Repeated
+from ..brokers.base import Sink
 from ..clock import Clock
 from ..errors import Unavailable
 from ..metrics import Counters, Timings
@@ -31,6 +32,15 @@ class _Timed:
         self._due = timings.calls.due
         self._timings = timings.broker
         self._counters = counters
+
+    # Whether it keeps what is asked of its class, from Python 3.12 on: so no method may come by __getattr__ alone.
+    async def open(self, sink: Sink) -> None:
+        """See :meth:`.Broker.open`."""
+        await self._inner.open(sink)
+
+    async def aclose(self) -> None:
+        """See :meth:`.Broker.aclose`."""
+        await self._inner.aclose()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -144,7 +144,7 @@ class Searched:
     def objects(self) -> Iterator[tuple[str, str]]:
         for each in gc.get_objects():
             type_ = type(each)
-            if type_.__module__.startswith("rtkit."):
+            if isinstance(type_.__module__, str) and type_.__module__.startswith("rtkit."):
                 with suppress(RuntimeError, AttributeError):  # what other tests have left half made
                     yield f"{type_.__module__}.{type_.__qualname__}", repr(each)
 

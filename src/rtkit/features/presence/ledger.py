@@ -552,7 +552,7 @@ class Ledger:
             for room in list(self._rooms.values()):
                 if room.indexed:
                     await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
-            # Of rooms that we left entries may be back, too, and the index with them; we may have begun them anew since.
+            # Of rooms that we left entries may be back, too, and the index with them; some we may have begun anew.
             for name in await self._broker.entries(index_of(self._registered)):
                 if name not in self._rooms:
                     self._rooms[name] = back = _Room(name)
@@ -572,6 +572,10 @@ class Ledger:
         :raises Unavailable: when the broker cannot be reached.
         """
         self._closed = True
+        if self._registered:
+            (lives,) = await self._broker.positions([LIVES])
+            if self._lost or lives.epoch != self._lives:
+                return  # what was taken away may be back: others will look, as for a node that died
         for room in list(self._rooms.values()):
             if room.writer is None and all(
                 mine.member is None and not mine.there for mine in room.mine.values()

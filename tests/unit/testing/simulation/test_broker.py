@@ -20,6 +20,7 @@ KEPT = History(100, ttl=600)
 ROOT = Path(__file__).parents[4]
 
 
+@pytest.mark.soak
 def test_it_keeps_the_promises_of_brokers() -> None:
     """In a process of its own: tests share anyio's loop, and these want a simulated one."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
