@@ -42,13 +42,13 @@ class Target:
         finally:
             sock.close()
 
-    async def empty_fragments(self) -> str:
-        """The close code for 100,000 of them, or ``open``."""
+    async def empty_fragments(self, patience: float) -> str:
+        """The close code for 100,000 of them, or ``open`` if there is none within so many seconds."""
         eve = await Peer.connect(self.port)
         try:
             await eve.send(frame(b"", fin=False))
             await eve.send(frame(b"", 0, fin=False) * 100_000)
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(patience):
                 return str((await eve.closed()).code)
         except TimeoutError:
             return "open"
@@ -91,7 +91,8 @@ async def test_the_page_says_how_it_is(target: Target) -> None:
         "no key": await target.answer({"Sec-WebSocket-Key": None}),
         "10,000 headers": await target.answer({}, b"".join(b"x-%d: y\r\n" % n for n in range(10_000))),
         "a header of 100 kB": await target.answer({}, b"x: " + b"y" * 100_000 + b"\r\n"),
-        "endless empty fragments": await target.empty_fragments(),
     }
-    (said,) = [row for row in table(PAGE, "server", *found) if row["server"] == target.name]
+    last = "endless empty fragments"
+    (said,) = [row for row in table(PAGE, "server", *found, last) if row["server"] == target.name]
+    found[last] = await target.empty_fragments(2 if said[last] == "open" else 30)
     assert {"server": target.name, **found} == said

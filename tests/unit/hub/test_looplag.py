@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -387,8 +386,7 @@ async def test_who_is_dead_is_found_after_a_stall(world: World) -> None:
 
 
 async def test_the_log_names_no_user(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    hub = blocking(world)
+    hub = blocking(world)  # the world has the log at DEBUG
     ann = await world.join(hub, "secret-user", "r")
     await ann.call("rpc", method="crunch", data={"secret": "payload"})
     assert not any("secret" in line for line in said(caplog))
