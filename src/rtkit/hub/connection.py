@@ -53,6 +53,8 @@ logger = logging.getLogger("rtkit.connection")
 _PING = b"{}"
 #: A chunk with less, unless it is the last, counts as a pong does: many tiny ones cost more than their bytes (F1).
 _SMALL_CHUNK = 1024
+#: Seconds in which is done what a client said before its goodbye, when it does not wait for that.
+_LAST_WORDS = 5.0
 
 
 class Connection:
@@ -78,6 +80,7 @@ class Connection:
         "_dirty",
         "_expiry_deadline",
         "_freight",
+        "_last_words",
         "_overdrawn",
         "_paused",
         "_pending",
@@ -124,6 +127,9 @@ class Connection:
         self._corked = False
         self._refreshing = False
         self._said_bye = False
+        self._last_words: Deadline | None = (
+            None  # the transport is gone, and not all is done that was said before
+        )
         self._overdrawn = 0
         self._commands = TokenBucket(limits.commands.rate, limits.commands.burst)
         self._bytes = TokenBucket(limits.inbound.rate, limits.inbound.burst)
@@ -184,8 +190,9 @@ class Connection:
             self.refresh(command)  # bypasses the queue: a waiting handler must not let a token expire (C2)
             return
         if command.bye is not None:
-            # It is carried out in its turn, unless the transport goes before: a goodbye it was all the same (C3).
-            self._said_bye = True
+            self._said_bye = (
+                True  # and is carried out in its turn, even if the transport is gone by then (C3)
+            )
         self._enqueue(command, len(unit) if assembled else 0)
 
     def _chunk(self, chunk: Chunk, now: float) -> None:
@@ -661,12 +668,22 @@ class Connection:
             self.transport.close(code, reason)
         bye = code == codes.WS_NORMAL or codes.is_terminal(code)
         self._let_go(code, reason, None if bye else window.max if window is not None else 0.0)
+        if self.lost_with is not None:
+            self.engine.dropped(self)
 
     def lost(self, code: int, reason: str) -> None:
         """The transport is gone; called once, last."""
         if self.lost_with is not None:
             return
         self.lost_with = (code, reason)
+        if self._said_bye and self._pending and self.session is not None and not self.closing:
+            # It said something, said goodbye and hung up, and all came at once: nothing of that shall be lost.
+            now = self.engine.clock.monotonic()
+            self._last_words = self.engine.deadlines.at(now + _LAST_WORDS, self.close, codes.WS_NORMAL, "bye")
+            self.cork()  # there is nobody to be sent anything
+            self._paused = False
+            self._let_go_of_large()
+            return
         if not self.closing:
             self.closing = True
             self.clear = False
@@ -676,7 +693,8 @@ class Connection:
         self.engine.dropped(self)
 
     def _let_go(self, code: int, reason: str, window: float | None) -> None:
-        for deadline in (self._auth_deadline, self._beat_deadline, self._expiry_deadline):
+        deadlines = (self._auth_deadline, self._beat_deadline, self._expiry_deadline, self._last_words)
+        for deadline in deadlines:
             if deadline is not None:
                 deadline.cancel()
         self._beat = None

@@ -600,6 +600,66 @@ async def test_a_goodbye_in_the_same_packet_as_the_close(world: World, diary: Di
     assert hub.statistics().sessions == 0
 
 
+async def test_what_was_said_before_a_goodbye_is_done_though_the_transport_is_gone(
+    world: World, diary: Diary
+) -> None:
+    """C3: a client that says something, says goodbye and hangs up, all in one packet."""
+    hub = diary.hub(world)
+    ann, _ = await come(world, hub)
+    await ann.call("subscribe", channel="room:a")
+    ann.tell(
+        {"id": 7, "publish": {"channel": "room:a", "data": 1}},
+        {"bye": {}},
+        {"id": 8, "publish": {"channel": "room:a", "data": 2}},
+    )
+    ann.pipe.lose(1000, "")
+    await world.settle()
+    assert [message.data for message in (await hub.room("room:a").history()).messages] == [1]
+    assert (hub.statistics().sessions, hub.statistics().connections) == (0, 0)
+    assert not ann.answered(7)
+
+
+async def test_a_slow_handler_does_not_keep_who_has_said_goodbye(world: World, diary: Diary) -> None:
+    hub = diary.hub(world)
+    gate = asyncio.Event()
+
+    @hub.rpc(object, name="slow")
+    async def slow(ctx: Context[Any, Any], params: object) -> None:
+        await gate.wait()
+
+    ann, _ = await come(world, hub)
+    await ann.call("subscribe", channel="room:a")
+    ann.tell({"id": 7, "rpc": {"method": "slow", "data": 1}}, {"bye": {}})
+    ann.pipe.lose(1000, "")
+    await world.settle()
+    assert hub.statistics().sessions == 1
+    await hub.room("room:a").publish(1)  # there is nobody to be sent anything
+    await world.clock.advance(5.0)
+    assert hub.statistics().sessions == 0
+    assert "ann leaves room:a" in diary.read()
+    gate.set()
+    await world.settle()
+
+
+async def test_a_hub_closes_over_somebodys_last_words(world: World, diary: Diary) -> None:
+    hub = diary.hub(world)
+    gate = asyncio.Event()
+
+    @hub.rpc(object, name="slow")
+    async def slow(ctx: Context[Any, Any], params: object) -> None:
+        await gate.wait()
+
+    ann, _ = await come(world, hub)
+    ann.tell({"id": 7, "rpc": {"method": "slow", "data": 1}}, {"bye": {}})
+    ann.pipe.lose(1000, "")
+    await world.settle()
+    closing = asyncio.ensure_future(hub.aclose())
+    await world.settle()
+    gate.set()
+    await closing
+    assert (hub.statistics().sessions, hub.statistics().connections) == (0, 0)
+
+
 async def test_lost_while_the_other_node_is_asked(world: World, diary: Diary) -> None:
     """The session is here by then, and parks here: nobody sees it leave, and its client comes back to it."""
     hub, other = diary.hub(world, "1:"), diary.hub(world, "2:")
