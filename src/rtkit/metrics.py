@@ -170,6 +170,10 @@ class Sampler:
         if stride != self._stride:
             self._stride = self._left = stride
 
+    def restart(self) -> None:
+        """A second begins, after some of which nobody has told."""
+        self._seen = 0
+
     def __repr__(self) -> str:
         return f"<Sampler of 1 in {self._stride}>"
 
@@ -416,6 +420,11 @@ class Timings:
         self.calls.second()
         self.publications.second()
         self.fanouts.second()
+
+    def restart(self) -> None:
+        """A second begins, after some of which nobody has told."""
+        for each in (self.calls, self.publications, self.fanouts):
+            each.restart()
 
     def snapshot(self) -> Measured:
         """All of them as they are now; of the broker's those that have a value. May be called from another thread."""

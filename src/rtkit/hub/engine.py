@@ -159,7 +159,6 @@ class Engine:
         await self._come_in()
         if self.limits.position_check is not None:
             self.spawn(self._check_positions, self.limits.position_check)
-        self.lag.start()
 
     async def _come_in(self) -> None:
         """Become a node among others: be heard of, and know what they know, before anybody is let in."""
@@ -366,6 +365,7 @@ class Engine:
         """A transport was opened."""
         self.connections.add(connection)
         self._quiet.clear()
+        self.lag.start()
         self.counters.add("connections")
 
     def begin(

@@ -2,8 +2,8 @@
 
 Two views of the same trouble:
 
-- *The tick*: once a second a deadline is due, and how late it fires is what any timer, and any message, had to wait
-  at that moment. That goes into a histogram. It sees everything: our handlers, the application's other code in the
+- *The tick*: once a second, as long as there are connections, a deadline is due, and how late it fires is what any
+  timer, and any message, had to wait at that moment. That goes into a histogram. It sees everything: our handlers, the application's other code in the
   same loop, garbage collection, a process that got no processor.
 - *The steps*: a handler or hook runs in steps, from one ``await`` to the next, and nobody else runs within one. Each
   step of what the application gave us is timed, so that one that takes too long has a name, exactly, also when a
@@ -63,10 +63,11 @@ class LoopLag:
     # -- the tick ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to tick. It ends with the engine's deadlines."""
+        """There is a connection: tick, until there is none."""
         if self._deadline is None:
-            engine = self._engine
-            self._deadline = engine.deadlines.at(self._now() + INTERVAL, self._tick)
+            self._engine.timings.restart()
+            self._explained = 0.0
+            self._deadline = self._engine.deadlines.at(self._now() + INTERVAL, self._tick)
 
     def close(self) -> None:
         """Tick no more. Idempotent."""
@@ -94,7 +95,10 @@ class LoopLag:
                 "in this process blocks it, or the machine has no time for it%s",
                 lag,
             )
-        self._deadline.move(now + INTERVAL)
+        if self._engine.connections:
+            self._deadline.move(now + INTERVAL)
+        else:
+            self._deadline = None
 
     # -- the steps ---------------------------------------------------------------------------------
 

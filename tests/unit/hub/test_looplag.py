@@ -46,8 +46,8 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_lateness_is_measured(world: World) -> None:
-    hub = blocking(world)
-    await hub.start()
+    hub = blocking(world, limits=Limits(heartbeat=None))
+    await world.join(hub, "ann")
     await world.clock.advance(10 * INTERVAL)
     lag = hub.statistics().measured.loop_lag
     assert (lag.count, lag.sum) == (10, 0)
@@ -61,17 +61,36 @@ async def test_lateness_is_measured(world: World) -> None:
 
 
 async def test_the_tick_is_no_connections_deadline(world: World) -> None:
-    hub = blocking(world)
-    await hub.start()
+    hub = blocking(world, limits=Limits(heartbeat=None))
+    await world.join(hub, "ann")
     assert hub.engine.lag.ticking
     assert hub.statistics().deadlines == 0
     assert len(hub.engine.deadlines) == 1
     assert "ticking" in repr(hub.engine.lag)
 
 
+async def test_without_connections_it_does_not_tick(world: World) -> None:
+    """Nobody waits for anything; and a sampler that has heard of no second begins anew."""
+    hub = blocking(world, limits=Limits(heartbeat=None))
+    await hub.start()
+    assert not hub.engine.lag.ticking
+    for _ in range(10_000):
+        hub.engine.timings.publications.due()
+    ann = await world.join(hub, "ann")
+    await world.clock.advance(INTERVAL)
+    assert "1 in 1>" in repr(hub.engine.timings.publications)
+    await ann.leave()
+    await world.clock.advance(INTERVAL)
+    assert not hub.engine.lag.ticking
+    assert len(hub.engine.deadlines) == 0
+    await world.join(hub, "ann")
+    await world.clock.advance(2 * INTERVAL)
+    assert hub.statistics().measured.loop_lag.count == 4
+
+
 async def test_it_ends_with_the_hub(world: World) -> None:
     hub = blocking(world)
-    await hub.start()
+    await world.join(hub, "ann")
     lag = hub.engine.lag
     await world.close()
     assert not lag.ticking
@@ -83,7 +102,7 @@ async def test_it_ends_with_the_hub(world: World) -> None:
 async def test_a_stall_of_somebody_else_is_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Code of the application outside of any handler, or the machine: nobody is blamed."""
     hub = blocking(world)
-    await hub.start()
+    await world.join(hub, "ann")
     world.clock.stall(6)
     await world.settle()
     (line,) = said(caplog)
@@ -95,7 +114,7 @@ async def test_a_stall_of_somebody_else_is_said(world: World, caplog: pytest.Log
 
 async def test_a_hiccup_is_nothing_to_talk_about(world: World, caplog: pytest.LogCaptureFixture) -> None:
     hub = blocking(world)
-    await hub.start()
+    await world.join(hub, "ann")
     world.clock.stall(INTERVAL + 0.2)
     await world.settle()
     assert said(caplog) == []
