@@ -30,7 +30,7 @@ async def come_in(tabs: Tabs, chat: ChatServer, name: str, **options: Any) -> Pe
     return person
 
 
-async def test_two_people_talk_and_see_each_other(tabs: Tabs, chat: ChatServer) -> None:
+async def test_two_people_talk_and_see_each_other(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann")
     await ann.sees("ann (you)")
     bob = await come_in(tabs, chat, "bob")
@@ -53,7 +53,7 @@ async def test_two_people_talk_and_see_each_other(tabs: Tabs, chat: ChatServer) 
     await ann.sees("ann (you)")
 
 
-async def test_who_comes_late_reads_what_was_said(tabs: Tabs, chat: ChatServer) -> None:
+async def test_who_comes_late_reads_what_was_said(chat: ChatServer, tabs: Tabs) -> None:
     texts = [f"number {number}" for number in range(1, 131)]
     await chat.say(*texts)
     ann = await come_in(tabs, chat, "ann")
@@ -80,7 +80,7 @@ async def test_who_comes_late_reads_what_was_said(tabs: Tabs, chat: ChatServer) 
     await expect(ann.find("#newer")).to_be_hidden()
 
 
-async def test_two_tabs_of_one_user_are_one_person(tabs: Tabs, chat: ChatServer) -> None:
+async def test_two_tabs_of_one_user_are_one_person(chat: ChatServer, tabs: Tabs) -> None:
     bob = await come_in(tabs, chat, "bob")
     ann = await come_in(tabs, chat, "ann")
     second = Person(await tabs.open(chat.url, beside=ann.page))
@@ -95,7 +95,7 @@ async def test_two_tabs_of_one_user_are_one_person(tabs: Tabs, chat: ChatServer)
     await bob.sees("bob (you)")
 
 
-async def test_rooms_are_apart_and_tell_of_what_is_unread(tabs: Tabs, chat: ChatServer) -> None:
+async def test_rooms_are_apart_and_tell_of_what_is_unread(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann")
     bob = await come_in(tabs, chat, "bob")
     await bob.go("kitchen")
@@ -120,7 +120,7 @@ async def test_rooms_are_apart_and_tell_of_what_is_unread(tabs: Tabs, chat: Chat
     await ann.shows("#rooms a[href='#kitchen'] .badge", "1 unread")
 
 
-async def test_anybody_opens_a_room_and_others_find_it(tabs: Tabs, chat: ChatServer) -> None:
+async def test_anybody_opens_a_room_and_others_find_it(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann")
     bob = await come_in(tabs, chat, "bob")
     await ann.go("bike-shed")
@@ -142,7 +142,7 @@ async def test_anybody_opens_a_room_and_others_find_it(tabs: Tabs, chat: ChatSer
     await ann.sees("ann (you)", "carl")
 
 
-async def test_the_keyboard_is_enough(tabs: Tabs, chat: ChatServer) -> None:
+async def test_the_keyboard_is_enough(chat: ChatServer, tabs: Tabs) -> None:
     page = await tabs.open(chat.url)
     ann, press, write = Person(page), page.keyboard.press, page.keyboard.type
     await write("ann")
@@ -194,7 +194,7 @@ HOSTILE = [
 ]
 
 
-async def test_hostile_text_stays_text(tabs: Tabs, chat: ChatServer) -> None:
+async def test_hostile_text_stays_text(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann")
     bob = await come_in(tabs, chat, "<b>bob</b>")
     await ann.sees("ann (you)", "<b>bob</b>")
@@ -219,7 +219,7 @@ async def test_hostile_text_stays_text(tabs: Tabs, chat: ChatServer) -> None:
         await ann.evaluate("new Promise(requestAnimationFrame)")
 
 
-async def test_links_end_where_the_sentence_goes_on(tabs: Tabs, chat: ChatServer) -> None:
+async def test_links_end_where_the_sentence_goes_on(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann")
     text = "see https://example.org/a_(b), (or http://example.org/c?d=e&f=g#h), not ftp://example.org/ or https://"
     await ann.say(text)
@@ -228,7 +228,7 @@ async def test_links_end_where_the_sentence_goes_on(tabs: Tabs, chat: ChatServer
     assert links == ["https://example.org/a_(b)", "http://example.org/c?d=e&f=g#h"]
 
 
-async def test_a_name_that_cannot_be_seen_is_refused(tabs: Tabs, chat: ChatServer) -> None:
+async def test_a_name_that_cannot_be_seen_is_refused(chat: ChatServer, tabs: Tabs) -> None:
     page = Person(await tabs.open(chat.url))
     for name in ("a\u202eb", "\u200b", "x\u0007y"):
         await page.find("#name").fill(name)
@@ -239,7 +239,7 @@ async def test_a_name_that_cannot_be_seen_is_refused(tabs: Tabs, chat: ChatServe
     await page.sees("ann (you)")
 
 
-async def test_what_the_server_refuses_is_not_lost(tabs: Tabs, chat: ChatServer) -> None:
+async def test_what_the_server_refuses_is_not_lost(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann")
     # The page itself lets nothing too long go off.
     await ann.find("#text").fill("😀" * 4001)
@@ -265,7 +265,7 @@ async def test_what_the_server_refuses_is_not_lost(tabs: Tabs, chat: ChatServer)
     await ann.waits_to_send()
 
 
-async def test_a_room_with_an_impossible_name_is_refused(tabs: Tabs, chat: ChatServer) -> None:
+async def test_a_room_with_an_impossible_name_is_refused(chat: ChatServer, tabs: Tabs) -> None:
     ann = Person(await tabs.open(f"{chat.url}#{'x' * 40}"))
     await ann.enter("ann")
     await ann.shows(
@@ -276,7 +276,7 @@ async def test_a_room_with_an_impossible_name_is_refused(tabs: Tabs, chat: ChatS
     await ann.sees("ann (you)")
 
 
-async def test_it_is_usable_on_a_phone(tabs: Tabs, chat: ChatServer) -> None:
+async def test_it_is_usable_on_a_phone(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann", **PHONE)
     bob = await come_in(tabs, chat, "bob")
     await expect(ann.find("#sidebar")).to_be_hidden()
@@ -345,13 +345,13 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_everything_can_be_read(tabs: Tabs, chat: ChatServer, scheme: str) -> None:
+async def test_everything_can_be_read(chat: ChatServer, tabs: Tabs, scheme: str) -> None:
     """WCAG AA: text stands out from its ground by 4.5 to 1, every colour a name can get included."""
     page = await tabs.open(chat.url, color_scheme=scheme)
     assert await page.evaluate(CONTRAST) == []
 
 
-async def test_every_control_has_a_name(tabs: Tabs, chat: ChatServer) -> None:
+async def test_every_control_has_a_name(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann")
     tree = await ann.page.locator("body").aria_snapshot()
     assert not re.search(r"^\s*- (button|textbox|link|navigation|log)(:|$)(?! )", tree, re.MULTILINE), tree

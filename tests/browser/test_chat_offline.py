@@ -47,7 +47,7 @@ async def only_pages(person: Person) -> None:
     await person.page.context.route("**/rt/ready", refuse)
 
 
-async def test_a_conversation_survives_a_cut(tabs: Tabs, chat: ChatServer, cable: Cable) -> None:
+async def test_a_conversation_survives_a_cut(chat: ChatServer, tabs: Tabs, cable: Cable) -> None:
     ann, bob = await ann_and_bob(tabs, chat, cable)
     await ann.say("hello bob")
     await bob.say("hello ann")
@@ -82,7 +82,7 @@ async def test_a_conversation_survives_a_cut(tabs: Tabs, chat: ChatServer, cable
     await bob.hears(*talk, ("ann", "welcome back"))
 
 
-async def test_the_browser_says_when_it_is_offline(tabs: Tabs, chat: ChatServer, cable: Cable) -> None:
+async def test_the_browser_says_when_it_is_offline(chat: ChatServer, tabs: Tabs, cable: Cable) -> None:
     """Offline, the client does not try for 20 s; when the network is back it does so at once."""
     ann, bob = await ann_and_bob(tabs, chat, cable)
     await bob.page.context.set_offline(True)
@@ -99,7 +99,7 @@ async def test_the_browser_says_when_it_is_offline(tabs: Tabs, chat: ChatServer,
     await bob.shows("#state-text", "Connected")
 
 
-async def test_trying_at_once_is_a_button(tabs: Tabs, chat: ChatServer, cable: Cable) -> None:
+async def test_trying_at_once_is_a_button(chat: ChatServer, tabs: Tabs, cable: Cable) -> None:
     ann, bob = await ann_and_bob(tabs, chat, cable)
     await bob.evaluate("Object.defineProperty(navigator, 'onLine', { get: () => false })")
     cable.pull()
@@ -112,7 +112,7 @@ async def test_trying_at_once_is_a_button(tabs: Tabs, chat: ChatServer, cable: C
     await bob.hears(("ann", "there you are"))
 
 
-async def test_what_was_never_sent_survives_a_reload(tabs: Tabs, chat: ChatServer, cable: Cable) -> None:
+async def test_what_was_never_sent_survives_a_reload(chat: ChatServer, tabs: Tabs, cable: Cable) -> None:
     ann, bob = await ann_and_bob(tabs, chat, cable)
     cable.pull()
     await bob.has_state("waiting")
@@ -140,7 +140,7 @@ async def test_what_was_never_sent_survives_a_reload(tabs: Tabs, chat: ChatServe
 
 @pytest.mark.parametrize("later", [0, 60])
 async def test_what_was_sent_and_never_answered_is_not_sent_twice(
-    tabs: Tabs, chat: ChatServer, cable: Cable, later: int
+    chat: ChatServer, tabs: Tabs, cable: Cable, later: int
 ) -> None:
     """After a reload nobody knows whether it was sent; the stream does, also further back than is shown."""
     ann, bob = await ann_and_bob(tabs, chat, cable)
@@ -161,7 +161,7 @@ async def test_what_was_sent_and_never_answered_is_not_sent_twice(
 
 
 async def test_two_tabs_that_share_what_waits_send_it_once(
-    tabs: Tabs, chat: ChatServer, cable: Cable
+    chat: ChatServer, tabs: Tabs, cable: Cable
 ) -> None:
     """A duplicated tab has a copy of sessionStorage: the same messages wait in both, under the same keys."""
     ann, bob = await ann_and_bob(tabs, chat, cable)
@@ -184,7 +184,7 @@ async def test_two_tabs_that_share_what_waits_send_it_once(
         await person.hears(("bob", "once"), ("ann", "I heard you"))
 
 
-async def test_what_is_no_longer_there_is_said(tabs: Tabs, chat: ChatServer, cable: Cable) -> None:
+async def test_what_is_no_longer_there_is_said(chat: ChatServer, tabs: Tabs, cable: Cable) -> None:
     """The history keeps 1,000 messages. Of those that were missed the page shows what there is, and says the rest."""
     ann, bob = await ann_and_bob(tabs, chat, cable)
     await ann.say("the last thing bob hears")
@@ -209,7 +209,7 @@ async def test_what_is_no_longer_there_is_said(tabs: Tabs, chat: ChatServer, cab
 
 
 async def test_what_was_missed_and_is_still_there_is_shown(
-    tabs: Tabs, chat: ChatServer, cable: Cable
+    chat: ChatServer, tabs: Tabs, cable: Cable
 ) -> None:
     """A room that was emptied and filled again: its new messages are no loss."""
     ann, bob = await ann_and_bob(tabs, chat, cable)
@@ -252,7 +252,7 @@ async def test_the_server_forgets_and_the_page_says_so(tabs: Tabs) -> None:
         await bob.hears(("bob", "while it was down"), ("ann", "and on it goes"))
 
 
-async def test_a_server_that_closes_for_good_is_obeyed(tabs: Tabs, chat: ChatServer) -> None:
+async def test_a_server_that_closes_for_good_is_obeyed(chat: ChatServer, tabs: Tabs) -> None:
     ann = Person(await tabs.open(chat.url))
     await ann.enter("ann")
     await chat.hub.user("ann").close(reason="that was rude")
@@ -265,7 +265,7 @@ async def test_a_server_that_closes_for_good_is_obeyed(tabs: Tabs, chat: ChatSer
     await ann.waits_to_send()
 
 
-async def test_a_page_that_slept_is_up_to_date(tabs: Tabs, chat: ChatServer) -> None:
+async def test_a_page_that_slept_is_up_to_date(chat: ChatServer, tabs: Tabs) -> None:
     """As when one comes back to it with the back button. Playwright's Chromium keeps no pages, so it is only told."""
     ann = Person(await tabs.open(chat.url))
     await ann.enter("ann")

@@ -38,7 +38,7 @@ async def crash(person: Person, tabs: Tabs) -> None:
                 await person.page.goto("chrome://crash")
 
 
-async def test_three_people_and_one_of_them_crashes(tabs: Tabs, chat: ChatServer) -> None:
+async def test_three_people_and_one_of_them_crashes(chat: ChatServer, tabs: Tabs) -> None:
     ann, bob, cyd = [await come_in(tabs, chat, name) for name in ("ann", "bob", "cyd")]
     await ann.sees("ann (you)", "bob", "cyd")
     await ann.say("hello")
@@ -67,7 +67,7 @@ async def test_three_people_and_one_of_them_crashes(tabs: Tabs, chat: ChatServer
     await ann.sees_ticks("✓✓ read by 2 of 2", "✓✓ read by 2 of 2")
 
 
-async def test_a_message_is_delivered_before_it_is_read(tabs: Tabs, chat: ChatServer) -> None:
+async def test_a_message_is_delivered_before_it_is_read(chat: ChatServer, tabs: Tabs) -> None:
     ann, bob, cyd = [await come_in(tabs, chat, name) for name in ("ann", "bob", "cyd")]
     await ann.say("one")
     await ann.sees_ticks("✓✓ read by 2 of 2")
@@ -86,7 +86,7 @@ async def test_a_message_is_delivered_before_it_is_read(tabs: Tabs, chat: ChatSe
     assert await bob.find(".ticks").count() == 0
 
 
-async def test_typing_ends_when_it_is_given_up(tabs: Tabs, chat: ChatServer) -> None:
+async def test_typing_ends_when_it_is_given_up(chat: ChatServer, tabs: Tabs) -> None:
     ann, bob = [await come_in(tabs, chat, name) for name in ("ann", "bob")]
     await bob.types("no")
     await ann.sees_typing("bob is typing …")
@@ -99,14 +99,14 @@ async def test_typing_ends_when_it_is_given_up(tabs: Tabs, chat: ChatServer) -> 
     assert "- status: bob is typing" not in await ann.page.locator("body").aria_snapshot()
 
 
-async def test_who_types_is_read_out(tabs: Tabs, chat: ChatServer) -> None:
+async def test_who_types_is_read_out(chat: ChatServer, tabs: Tabs) -> None:
     ann, bob = [await come_in(tabs, chat, name) for name in ("ann", "bob")]
     await bob.types("x")
     await ann.sees_typing("bob is typing …")
     assert "- status: bob is typing" in await ann.page.locator("body").aria_snapshot()
 
 
-async def test_one_is_away_when_one_is_so_on_all_devices(tabs: Tabs, chat: ChatServer) -> None:
+async def test_one_is_away_when_one_is_so_on_all_devices(chat: ChatServer, tabs: Tabs) -> None:
     ann, bob = [await come_in(tabs, chat, name) for name in ("ann", "bob")]
     second = Person(await tabs.open(chat.url, beside=bob.page))
     await second.enter("bob")
@@ -124,7 +124,7 @@ async def test_one_is_away_when_one_is_so_on_all_devices(tabs: Tabs, chat: ChatS
     await expect(ann.find("#people-list li").last).to_have_text(re.compile("bob$"), timeout=PATIENCE)
 
 
-async def test_what_is_read_in_one_tab_is_not_new_in_another(tabs: Tabs, chat: ChatServer) -> None:
+async def test_what_is_read_in_one_tab_is_not_new_in_another(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann")
     second = Person(await tabs.open(chat.url, beside=ann.page))
     await second.enter("ann")
@@ -144,7 +144,7 @@ async def test_what_is_read_in_one_tab_is_not_new_in_another(tabs: Tabs, chat: C
 
 
 async def test_a_page_that_cannot_load_the_part_for_it_talks_all_the_same(
-    tabs: Tabs, chat: ChatServer
+    chat: ChatServer, tabs: Tabs
 ) -> None:
     ann = await come_in(tabs, chat, "ann")
     bob = Person(await tabs.open(chat.url))
@@ -169,7 +169,7 @@ async def test_a_page_that_cannot_load_the_part_for_it_talks_all_the_same(
 LONG = ["Cyd Featherstonehaugh-Cholmonde", "دانيال عبد الرحمن", "w" * 32]
 
 
-async def test_many_people_with_long_names_fit_on_a_phone(tabs: Tabs, chat: ChatServer) -> None:
+async def test_many_people_with_long_names_fit_on_a_phone(chat: ChatServer, tabs: Tabs) -> None:
     ann = await come_in(tabs, chat, "ann", **PHONE)
     others = [await come_in(tabs, chat, name) for name in LONG]
     for person in others:

@@ -64,7 +64,7 @@ async def listening(tabs: Tabs, site: Site) -> Page:
     return page
 
 
-async def test_notifications_survive_a_cut(tabs: Tabs, site: Site) -> None:
+async def test_notifications_survive_a_cut(site: Site, tabs: Tabs) -> None:
     """T5: from both rooms, in order, once; what was published while the network was gone as well."""
     page = await listening(tabs, site)
     await site.tell("news", "one", "two\nlines\r\nor three")
@@ -86,7 +86,7 @@ async def test_notifications_survive_a_cut(tabs: Tabs, site: Site) -> None:
     assert await page.locator("#list li").all_text_contents() == after
 
 
-async def test_what_is_gone_is_said(tabs: Tabs, site: Site) -> None:
+async def test_what_is_gone_is_said(site: Site, tabs: Tabs) -> None:
     """H3: more was published than the history keeps."""
     page = await listening(tabs, site)
     await site.tell("news", "one")
@@ -100,7 +100,7 @@ async def test_what_is_gone_is_said(tabs: Tabs, site: Site) -> None:
     await shows(page, "news: one", "something is missing in news", "news: and on")
 
 
-async def test_a_new_token_goes_on_where_the_old_one_expired(tabs: Tabs, site: Site) -> None:
+async def test_a_new_token_goes_on_where_the_old_one_expired(site: Site, tabs: Tabs) -> None:
     """A3, T5: the page hears `expired`, and misses nothing by it."""
     page = await listening(tabs, site)
     await site.tell("news", "one")
@@ -113,7 +113,7 @@ async def test_a_new_token_goes_on_where_the_old_one_expired(tabs: Tabs, site: S
     assert session not in site.hub.engine.sessions.values()
 
 
-async def test_an_expired_token_ends_it(tabs: Tabs, site: Site) -> None:
+async def test_an_expired_token_ends_it(site: Site, tabs: Tabs) -> None:
     """T5: a page that does not listen for `expired` comes back with the old token, and is told 204. Chromium stops."""
     page = await tabs.open(f"http://127.0.0.1:{site.port}/token")
     statuses: list[int] = []
@@ -137,7 +137,7 @@ async def test_an_expired_token_ends_it(tabs: Tabs, site: Site) -> None:
     assert statuses == [200, 204]
 
 
-async def test_a_drained_hub_is_come_back_to(tabs: Tabs, site: Site) -> None:
+async def test_a_drained_hub_is_come_back_to(site: Site, tabs: Tabs) -> None:
     """L1, F2: the page waits as long as it was told, and finds its place again."""
     page = await listening(tabs, site)
     await site.tell("news", "one")
@@ -148,7 +148,7 @@ async def test_a_drained_hub_is_come_back_to(tabs: Tabs, site: Site) -> None:
     await shows(page, "news: one", "news: two")
 
 
-async def test_closed_for_good(tabs: Tabs, site: Site) -> None:
+async def test_closed_for_good(site: Site, tabs: Tabs) -> None:
     """A4: Chromium asks once more, with the id of the last event, and is told 204."""
     page = await listening(tabs, site)
     statuses: list[int] = []

@@ -110,7 +110,7 @@ async def come(tabs: Tabs, site: Site, name: str, **options: Any) -> Desk:
     return desk
 
 
-async def test_a_notification_arrives_in_both_lists_and_nowhere_else(tabs: Tabs, site: Site) -> None:
+async def test_a_notification_arrives_in_both_lists_and_nowhere_else(site: Site, tabs: Tabs) -> None:
     ann, bob = await come(tabs, site, "ann"), await come(tabs, site, "bob")
     await ann.has_unread(0)
     await expect(ann.find("#sdk-none")).to_be_visible()
@@ -129,7 +129,7 @@ async def test_a_notification_arrives_in_both_lists_and_nowhere_else(tabs: Tabs,
     await bob.has_unread(0)
 
 
-async def test_what_is_read_in_one_tab_is_read_in_the_other(tabs: Tabs, site: Site) -> None:
+async def test_what_is_read_in_one_tab_is_read_in_the_other(site: Site, tabs: Tabs) -> None:
     ann = await come(tabs, site, "ann")
     await site.notify("ann", "one", "two", "three", "four")
     await ann.has_unread(4)
@@ -159,7 +159,7 @@ async def test_what_is_read_in_one_tab_is_read_in_the_other(tabs: Tabs, site: Si
     await phone.has_unread(1)
 
 
-async def test_what_was_missed_comes_when_the_network_is_back(tabs: Tabs, site: Site) -> None:
+async def test_what_was_missed_comes_when_the_network_is_back(site: Site, tabs: Tabs) -> None:
     """By resuming with the SDK, and by `Last-Event-ID` with the browser's own."""
     ann = await come(tabs, site, "ann")
     await site.notify("ann", "before")
@@ -178,7 +178,7 @@ async def test_what_was_missed_comes_when_the_network_is_back(tabs: Tabs, site: 
     await ann.has_unread(2)
 
 
-async def test_what_was_read_offline_is_told_when_the_network_is_back(tabs: Tabs, site: Site) -> None:
+async def test_what_was_read_offline_is_told_when_the_network_is_back(site: Site, tabs: Tabs) -> None:
     ann = await come(tabs, site, "ann")
     other = Desk(await tabs.open(f"http://127.0.0.1:{site.port}/"))  # by another way
     await other.log_in("ann")
@@ -194,7 +194,7 @@ async def test_what_was_read_offline_is_told_when_the_network_is_back(tabs: Tabs
     await ann.has_unread(0)
 
 
-async def test_nobody_hears_what_is_for_others(tabs: Tabs, site: Site) -> None:
+async def test_nobody_hears_what_is_for_others(site: Site, tabs: Tabs) -> None:
     ann = await come(tabs, site, "ann")
     with tabs.expecting("403"):
         status = await ann.page.evaluate("fetch('/rt/events?room=user:bob').then((answer) => answer.status)")
@@ -205,7 +205,7 @@ async def test_nobody_hears_what_is_for_others(tabs: Tabs, site: Site) -> None:
     assert status == 401
 
 
-async def test_a_link_leads_where_it_may(tabs: Tabs, site: Site) -> None:
+async def test_a_link_leads_where_it_may(site: Site, tabs: Tabs) -> None:
     ann = await come(tabs, site, "ann")
     notice = site.module.Notice
     for link in ("/exports/1.csv", "javascript:alert(1)"):
@@ -220,7 +220,7 @@ async def test_a_link_leads_where_it_may(tabs: Tabs, site: Site) -> None:
 @pytest.mark.parametrize(
     "device", [{"viewport": {"width": 1280, "height": 800}}, PHONE], ids=["desk", "phone"]
 )
-async def test_it_fits_and_can_be_read(tabs: Tabs, site: Site, device: dict[str, Any], scheme: str) -> None:
+async def test_it_fits_and_can_be_read(site: Site, tabs: Tabs, device: dict[str, Any], scheme: str) -> None:
     ann = await come(tabs, site, "ann", color_scheme=scheme, **device)
     await site.notify(
         "ann", *[f"number {n}, which is a rather long notification" for n in range(60)], "x" * 200
@@ -274,14 +274,14 @@ CONTRAST = """() => {
 }"""
 
 
-async def test_logging_out_ends_it(tabs: Tabs, site: Site) -> None:
+async def test_logging_out_ends_it(site: Site, tabs: Tabs) -> None:
     ann = await come(tabs, site, "ann")
     await ann.find("#logout").click()
     await expect(ann.find("#enter")).to_be_visible(timeout=PATIENCE)
     await expect(ann.find("#site")).to_be_hidden()
 
 
-async def test_a_bad_name_is_told(tabs: Tabs, site: Site) -> None:
+async def test_a_bad_name_is_told(site: Site, tabs: Tabs) -> None:
     desk = Desk(await tabs.open(site.url))
     await desk.find("#name").evaluate("(input) => input.removeAttribute('pattern')")
     await desk.find("#name").fill("ann lee")

@@ -89,7 +89,7 @@ async def talk(tabs: Tabs, chat: ChatServer, bob: Person) -> None:
     ids=["forbidden", "bad gateway", "hangs up", "strips", "mute", "mute from the start", "buffers"],
 )
 async def test_where_websockets_do_not_get_through(
-    tabs: Tabs, chat: ChatServer, fault: Fault, transport: str
+    chat: ChatServer, tabs: Tabs, fault: Fault, transport: str
 ) -> None:
     async with Proxy(chat.port, fault) as proxy:
         bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
@@ -100,7 +100,7 @@ async def test_where_websockets_do_not_get_through(
         await talk(tabs, chat, bob)
 
 
-async def test_streams_that_are_cut_after_a_while_go_on(tabs: Tabs, chat: ChatServer) -> None:
+async def test_streams_that_are_cut_after_a_while_go_on(chat: ChatServer, tabs: Tabs) -> None:
     async with Proxy(chat.port, cut_after(5)) as proxy:
         bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
         assert await enter(bob, "bob") < SOON
@@ -108,7 +108,7 @@ async def test_streams_that_are_cut_after_a_while_go_on(tabs: Tabs, chat: ChatSe
         await talk(tabs, chat, bob)
 
 
-async def test_a_server_without_time_does_not_cost_the_transport(tabs: Tabs, chat: ChatServer) -> None:
+async def test_a_server_without_time_does_not_cost_the_transport(chat: ChatServer, tabs: Tabs) -> None:
     async with Proxy(chat.port, pass_on) as proxy:
         bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
         traffic = Traffic(bob)
@@ -128,7 +128,7 @@ async def test_a_server_without_time_does_not_cost_the_transport(tabs: Tabs, cha
         await talk(tabs, chat, bob)
 
 
-async def test_what_works_is_remembered_by_other_pages(tabs: Tabs, chat: ChatServer) -> None:
+async def test_what_works_is_remembered_by_other_pages(chat: ChatServer, tabs: Tabs) -> None:
     async with Proxy(chat.port, accept_and_stay_mute(handshake=True)) as proxy:
         bob = Person(await tabs.open(f"http://127.0.0.1:{proxy.port}/"))
         await enter(bob, "bob")
@@ -140,7 +140,7 @@ async def test_what_works_is_remembered_by_other_pages(tabs: Tabs, chat: ChatSer
 
 
 @pytest.mark.parametrize("transport", ["sse", "poll"])
-async def test_who_closes_the_page_is_gone_at_once(tabs: Tabs, chat: ChatServer, transport: str) -> None:
+async def test_who_closes_the_page_is_gone_at_once(chat: ChatServer, tabs: Tabs, transport: str) -> None:
     fault = refuse_upgrades(b"502 Bad Gateway") if transport == "sse" else buffer
     async with Proxy(chat.port, fault) as proxy:
         ann = Person(await tabs.open(chat.url))
