@@ -78,12 +78,13 @@ async def talk(tabs: Tabs, chat: ChatServer, bob: Person) -> None:
 @pytest.mark.parametrize(
     ("fault", "transport"),
     [
-        (refuse_upgrades(b"403 Forbidden"), "sse"),
+        # To a page a refusal is a refusal: one of them is enough, where there is little time.
+        pytest.param(refuse_upgrades(b"403 Forbidden"), "sse", marks=pytest.mark.soak),
         (refuse_upgrades(b"502 Bad Gateway"), "sse"),
-        (refuse_upgrades(b""), "sse"),
-        (strip_upgrades, "sse"),
+        pytest.param(refuse_upgrades(b""), "sse", marks=pytest.mark.soak),
+        pytest.param(strip_upgrades, "sse", marks=pytest.mark.soak),
         (accept_and_stay_mute(handshake=True), "sse"),
-        (accept_and_stay_mute(handshake=False), "sse"),
+        pytest.param(accept_and_stay_mute(handshake=False), "sse", marks=pytest.mark.soak),
         (buffer, "poll"),
     ],
     ids=["forbidden", "bad gateway", "hangs up", "strips", "mute", "mute from the start", "buffers"],

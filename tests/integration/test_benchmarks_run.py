@@ -52,6 +52,7 @@ async def test_versus_websockets() -> None:
     assert "deliveries per CPU second" in said
 
 
+@pytest.mark.soak
 async def test_idle_members_stay() -> None:
     said = await bench(
         "idle", "--members", "20", "--rest", "0.5", "--settle", "0.3", "--case", "rooms", "peer"
@@ -72,6 +73,7 @@ async def test_transports_cost_something() -> None:
     assert said.count("| all") == 3
 
 
+@pytest.mark.soak
 async def test_others_go_on_while_something_large_leaves() -> None:
     said = await bench("large", "--megabytes", "1", "--runs", "1", "--what", "both", "--kind", "sse")
     assert "| `sse` | both |" in said

@@ -166,7 +166,7 @@ async def talk(port: int, nodes: list[Node], *, seed: int, each: int = 2, messag
             task.cancel()
 
 
-@pytest.mark.parametrize("balancer", ["round robin", "nginx"])
+@pytest.mark.parametrize("balancer", [pytest.param("round robin", marks=pytest.mark.soak), "nginx"])
 async def test_a_hub_dies_and_nothing_is_lost(balancer: str) -> None:
     """T2, C3, K2: clients go on elsewhere, in time, with everything once."""
     async with cluster() as nodes:

@@ -299,7 +299,7 @@ def units(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(st.lists(st.lists(units(), min_size=1, max_size=5), min_size=1, max_size=5), st.integers(0, 2))
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_well_formed_and_wrong(batches: list[list[dict[str, Any]]], pause: int) -> None:
     """W3: each unit that can be answered is answered once, in order; the rest gets a documented code."""
 
@@ -357,7 +357,7 @@ def test_broken_on_the_way(batch: list[dict[str, Any]], data: st.DataObject) -> 
 @given(
     st.lists(st.tuples(units(), st.sampled_from(["say", "drop", "stall", "drain"])), min_size=1, max_size=8)
 )
-@settings(max_examples=80)
+@settings(max_examples=30)
 def test_coming_and_going(steps: list[tuple[dict[str, Any], str]]) -> None:
     """L1: connections that end in the middle of anything leave nothing behind."""
 

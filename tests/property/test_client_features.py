@@ -231,7 +231,7 @@ DECK = (
 STEPS = st.lists(st.tuples(st.sampled_from(DECK), st.sampled_from(NAMES), st.integers(0, 9)), max_size=60)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_it_comes_to_rest_and_the_server_knows_in_the_end(steps: list[tuple[str, str, int]]) -> None:
     world = World()

@@ -467,7 +467,7 @@ def drawn(seed: int) -> list[tuple[str, int, int]]:
     return [(chance.choice(DECK), chance.randrange(3), chance.randint(1, 6)) for _ in range(200)]
 
 
-QUIET = settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+QUIET = settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @QUIET

@@ -277,5 +277,5 @@ class MemoryAgainstLists(RuleBasedStateMachine):
 
 TestMemoryAgainstLists = MemoryAgainstLists.TestCase
 TestMemoryAgainstLists.settings = settings(
-    max_examples=int(os.environ.get("RTKIT_EXAMPLES", "600")) // 8, stateful_step_count=40
+    max_examples=int(os.environ.get("RTKIT_EXAMPLES", "240")) // 8, stateful_step_count=40
 )

@@ -143,5 +143,5 @@ class RosterAgainstTruth(RuleBasedStateMachine):
 
 TestRosterAgainstTruth = RosterAgainstTruth.TestCase
 TestRosterAgainstTruth.settings = settings(
-    max_examples=int(os.environ.get("RTKIT_EXAMPLES", "600")) // 4, stateful_step_count=40
+    max_examples=int(os.environ.get("RTKIT_EXAMPLES", "240")) // 4, stateful_step_count=40
 )

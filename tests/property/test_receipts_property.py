@@ -193,7 +193,7 @@ async def tell(steps: list[tuple[Any, ...]]) -> None:
         await story.world.close()
 
 
-@settings(max_examples=int(os.environ.get("RTKIT_EXAMPLES", "600")) // 12, deadline=None)
+@settings(max_examples=int(os.environ.get("RTKIT_EXAMPLES", "240")) // 12, deadline=None)
 @given(st.lists(STEPS, max_size=30))
 def test_everybody_comes_to_know_the_furthest(steps: list[tuple[Any, ...]]) -> None:
     asyncio.run(tell(steps))

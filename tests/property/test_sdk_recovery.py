@@ -154,7 +154,7 @@ step = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     steps=st.lists(step, min_size=1, max_size=25),
     count=st.sampled_from([5, 40, 2000]),
@@ -282,7 +282,7 @@ async def test_cut_at_the_nth_frame_of_a_thousand_publications(moment: int) -> N
             assert witness.gaps == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     cuts=st.lists(st.tuples(st.integers(0, 400), st.booleans()), max_size=8),
     seed=st.integers(0, 2**16),

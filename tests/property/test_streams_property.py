@@ -23,7 +23,7 @@ from rtkit.position import Gap, Position
 from rtkit.streams import CatchUp, Entry, Feed, Meeting, Moved, StreamPage, Verdict
 from tests.support.streams_model import OPERATIONS, Client, Deceived, ModelRoom, Restless, World
 
-EXAMPLES = int(os.environ.get("RTKIT_EXAMPLES", "600"))
+EXAMPLES = int(os.environ.get("RTKIT_EXAMPLES", "240"))
 
 
 def read_schedule(data: bytes) -> list[tuple[str, int]]:

@@ -195,7 +195,7 @@ async def tell(steps: list[tuple[str, float]], last: list[bool], history: bool) 
         await world.close()
 
 
-@settings(max_examples=int(os.environ.get("RTKIT_EXAMPLES", "600")) // 10)
+@settings(max_examples=int(os.environ.get("RTKIT_EXAMPLES", "240")) // 10)
 @given(STEPS, st.lists(st.booleans(), min_size=3, max_size=3), st.booleans())
 def test_who_has_heard_it_all_knows_who_types(
     steps: list[tuple[str, float]], last: list[bool], history: bool
@@ -203,7 +203,7 @@ def test_who_has_heard_it_all_knows_who_types(
     asyncio.run(tell(steps, last, history))
 
 
-@settings(max_examples=int(os.environ.get("RTKIT_EXAMPLES", "600")) // 20)
+@settings(max_examples=int(os.environ.get("RTKIT_EXAMPLES", "240")) // 20)
 @given(STEPS, st.booleans())
 def test_when_all_are_gone_nobody_types(steps: list[tuple[str, float]], history: bool) -> None:
     """A node that dies says nothing for its clients: who was told forgets by itself."""

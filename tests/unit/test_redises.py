@@ -83,7 +83,7 @@ def test_sentinels_change_the_primary_when_told_and_when_it_is_dead() -> None:
         assert second.role == "slave"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["redis", pytest.param("valkey", marks=pytest.mark.soak)])
 def test_slots_of_a_cluster_move_and_are_taken_over(kind: Kind) -> None:
     with RedisCluster(kind, replicas=1) as cluster:
         slot = cluster.slot_of("{a}1")

@@ -163,7 +163,7 @@ class Searched:
         return {where for where, text in named if pattern.search(text)}
 
 
-@pytest.mark.parametrize("serve", [own, uvicorn])
+@pytest.mark.parametrize("serve", [own, pytest.param(uvicorn, marks=pytest.mark.soak)])
 async def test_no_secret_is_written_anywhere(
     caplog: pytest.LogCaptureFixture, errors: Any, monkeypatch: pytest.MonkeyPatch, serve: Any
 ) -> None:
