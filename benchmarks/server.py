@@ -33,6 +33,9 @@ LIMITS = Limits(
     commands=Rate(rate=1_000_000, burst=1_000_000),
     inbound=Rate(rate=1 << 34, burst=1 << 34),
     max_rooms=10_000,
+    max_connect=1024 * 1024,
+    accepts=None,
+    handshakes=None,
 )
 #: Of each channel that begins with ``h:``.
 HISTORY = History(10_000, ttl=600)

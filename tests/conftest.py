@@ -14,7 +14,9 @@ pytest_plugins = ["pytester", "tests.support.services", "tests.support.redises",
 # Time limits are pytest-timeout's business: a deadline per example fails on a busy machine.
 # Everything else stays as hypothesis chose it, which under CI=true means its `ci` profile. The suite looks at so many
 # examples as find what they are there for; RTKIT_EXAMPLES=100000 makes the search as long as one likes.
-settings.register_profile("rtkit", deadline=None, max_examples=int(os.environ.get("RTKIT_EXAMPLES", "240")) // 6)
+settings.register_profile(
+    "rtkit", deadline=None, max_examples=int(os.environ.get("RTKIT_EXAMPLES", "240")) // 6
+)
 settings.load_profile("rtkit")
 
 

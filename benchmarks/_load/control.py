@@ -123,10 +123,16 @@ class Server(_Child):
 
 
 class Load(_Child):
-    """A load process; see ``_worker.py`` for the orders it takes."""
+    """A load process; see ``_worker.py`` for the orders it takes.
 
-    def __init__(self, port: int, *, core: int | None = None, **options: Any) -> None:
-        super().__init__(str(_FOLDER / "_worker.py"), core=core, stdin=subprocess.PIPE)
+    :param program: a file of ``benchmarks/`` that takes orders, and what it is called with.
+    """
+
+    def __init__(
+        self, port: int, *, core: int | None = None, program: Sequence[str] = ("_worker.py",), **options: Any
+    ) -> None:
+        name, *args = program
+        super().__init__(str(_FOLDER / name), *args, core=core, stdin=subprocess.PIPE)
         self.ask("start", port=port, **options)
 
     def tell(self, do: str, **order: Any) -> None:

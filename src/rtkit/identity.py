@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, overload
+from typing import Any, Final, Generic, Literal, overload
 
 from typing_extensions import TypeVar
 
-__all__ = ["Credentials", "Grant", "Identity", "Right", "anonymous"]
+__all__ = ["ANONYMOUS", "Credentials", "Grant", "Identity", "Right", "anonymous"]
 
 C = TypeVar("C", default=Any)
 
 Right = Literal["publish", "signal", "presence", "history"]
 _RIGHTS: frozenset[str] = frozenset({"publish", "signal", "presence", "history"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+ANONYMOUS: Final = "anonymous"
+"""A user who is nobody in particular: many may be him, and no limit for each user applies to him."""
 
 
 def _bytes(text: str) -> int:
@@ -94,7 +97,8 @@ class Credentials:
     :param headers: of the handshake, names in lower case; repeated ones joined with ``", "``.
     :param cookies: of the handshake.
     :param query: of the handshake's URL; of a repeated name the last value.
-    :param address: the peer's IP address as the host reports it; empty when there is none.
+    :param address: the client's IP address: the peer's as the host reports it, or what the proxies say that
+        ``Hub(trusted_proxies=…)`` names; empty when there is none.
     :param scope: the ASGI scope, where the host has put what it knows (a session, a user); empty
         on hosts that are not ASGI.
     :param previous: on an in-band refresh the identity that is being renewed, else None (A3).
@@ -146,4 +150,4 @@ async def anonymous(credentials: Credentials) -> Identity[None]:
     It is passed like any other, ``Hub(authenticate=anonymous)``: there is no flag that turns
     authentication off by accident.
     """
-    return Identity("anonymous")
+    return Identity(ANONYMOUS)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, final
 
@@ -29,6 +30,7 @@ __all__ = [
     "Histogram",
     "Measured",
     "Metric",
+    "Observer",
     "Sampler",
     "Timings",
     "catalogue",
@@ -107,7 +109,7 @@ class Histogram:
     :raises ValueError: for bounds that do not ascend, or are not finite.
     """
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "_observers", "_sum")
 
     def __init__(self, bounds: tuple[float, ...] = BOUNDS) -> None:
         if not bounds or not all(map(math.isfinite, bounds)) or list(bounds) != sorted(set(bounds)):
@@ -115,11 +117,18 @@ class Histogram:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._observers: tuple[Callable[[float], object], ...] = ()
 
     def observe(self, value: float) -> None:
         """Count *value*: in the first bucket whose bound it does not exceed."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
+        for observer in self._observers:
+            observer(value)
+
+    def tell(self, observer: Callable[[float], object]) -> None:
+        """Have *observer* called with each value from now on. It must not raise, and takes no time worth mentioning."""
+        self._observers += (observer,)
 
     def snapshot(self) -> Distribution:
         """All values so far. May be called from another thread."""
@@ -266,8 +275,8 @@ _METHODS: Final = [
     *("subscribe", "unsubscribe", "sub_refresh", "publish", "history", "signal"),
     *("presence", "presence_stats", "presence_update", "mark", "marks"),
 ]
-_LIMITS: Final = ["assembling", "bytes", "commands", "large", "publication", "rooms", "signals"]
-_REFUSALS: Final = ["address", "draining", "origin", "rate", "user"]
+_LIMITS: Final = ["assembling", "bytes", "commands", "large", "publication", "rooms", "signals", "user"]
+_REFUSALS: Final = ["address", "draining", "handshakes", "origin", "rate", "user"]
 _OPERATIONS: Final = ["append", "publish", "read", "state", "subscribe"]
 
 
@@ -282,7 +291,7 @@ class Counted:
     sessions: int = field(default=0, metadata=_one("connections authenticated", exported="sessions_started"))
     refusals: Labelled = field(
         default_factory=_nothing,
-        metadata=_by("reason", _REFUSALS, "handshakes refused before anything was spent on them"),
+        metadata=_by("reason", _REFUSALS, "newcomers that were not let in"),
     )
     closes: Labelled = field(
         default_factory=_nothing,
@@ -400,6 +409,10 @@ def catalogue(of: type[Any]) -> Mapping[str, Metric]:
     return MappingProxyType({name: metric for name, metric in found.items() if metric is not None})
 
 
+#: Gets the name of a histogram, the value of its label or nothing, and what was measured in seconds.
+Observer: TypeAlias = Callable[[str, str, float], object]
+
+
 @final
 class Timings:
     """The histograms of a hub, and which of what happens often is measured."""
@@ -414,6 +427,13 @@ class Timings:
         self.fanout = Histogram()
         self.broker = {operation: Histogram() for operation in _OPERATIONS}
         self.loop_lag = Histogram()
+
+    def tell(self, observer: Observer) -> None:
+        """Have *observer* called with whatever is measured from now on; see :meth:`Histogram.tell`."""
+        for name in ("delivery", "fanout", "loop_lag"):
+            getattr(self, name).tell(partial(observer, name, ""))
+        for operation, each in self.broker.items():
+            each.tell(partial(observer, "broker", operation))
 
     def second(self) -> None:
         """A second is over."""

@@ -33,6 +33,8 @@ from tests.support.rawsocket import (
 from tests.unit.hosting.test_deflate import bomb, compressed
 
 MAX_FRAME = 2**20
+#: Of who has not said who it is.
+MAX_CONNECT = 128 * 1024
 
 
 async def gathered(each: Iterable[Awaitable[Any]]) -> list[Any]:
@@ -196,16 +198,28 @@ async def test_frames_that_break_the_protocol_under_uvicorn(uvicorn: Victim) -> 
 
 
 async def test_large_frames_that_are_never_finished(own: Victim) -> None:
-    """Each holds a message at the most, and of those who do not say who they are, for ``auth_timeout`` at the most."""
-    count = 30
-    async with own.watched(count * MAX_FRAME * 3 // 2):
+    """Who does not say who it is has 128 KiB, for ``auth_timeout`` at the most (A1)."""
+    count = 100
+    async with own.watched(count * MAX_CONNECT * 5 // 4):
+        larger = await own.peer()
+        larger.send_nowait(frame(b"", length=MAX_CONNECT + 1)[:14])
+        assert (await larger.closed()).code == 1009
         peers = await gathered(own.peer() for _ in range(count))
         for peer in peers:
-            await peer.send(frame(b"", length=MAX_FRAME)[:14] + b"x" * (MAX_FRAME - 1))
+            await peer.send(frame(b"", length=MAX_CONNECT)[:14] + b"x" * (MAX_CONNECT - 1))
         began = time.monotonic()
         ends: list[Closed] = await gathered(peer.closed() for peer in peers)
         assert time.monotonic() - began < AUTH_TIMEOUT + 4
         assert {end.code for end in ends} == {3502}
+
+
+async def test_large_frames_of_who_was_let_in(own: Victim) -> None:
+    """Each holds a message at the most."""
+    count = 30
+    async with own.watched(count * MAX_FRAME * 3 // 2):
+        peers = await gathered(own.peer(f"user{n}") for n in range(count))
+        for peer in peers:
+            await peer.send(frame(b"", length=MAX_FRAME)[:14] + b"x" * (MAX_FRAME - 1))
 
 
 async def test_fragments_without_end(own: Victim) -> None:

@@ -80,7 +80,7 @@ class _Echo:
 class _EchoAcceptor:
     """A hub, as a server sees it, that takes everybody."""
 
-    max_frame = MAX_MESSAGE
+    max_frame = max_connect = MAX_MESSAGE
 
     async def ensure_running(self) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -87,6 +88,30 @@ async def test_our_own_server() -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_opentelemetry() -> None:
+    """The SDK reads once more as the process ends, and so prints what there was."""
+    (block,) = blocks(PAGE, "python", "opentelemetry")
+    port = str(free_port())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", block.text, env={**os.environ, "PORT": port}, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with (
+            asyncio.timeout(30),
+            connect(f"http://127.0.0.1:{port}/rt") as client,
+            client.join("lobby") as room,
+        ):
+            await room.send("hello")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said, _ = await process.communicate()
+    assert process.returncode == 0
+    (scope,) = json.loads(said)["resource_metrics"][0]["scope_metrics"]
+    told = {metric["name"]: metric["data"]["data_points"] for metric in scope["metrics"]}
+    assert told["rtkit.publications"][0]["value"] == 1
+    assert told["rtkit.delivery"][0]["count"] == 1
 
 
 async def test_an_internal_application() -> None:

@@ -66,7 +66,7 @@ class Stream:
 class Puppet:
     """An acceptor."""
 
-    max_frame = MAX_BODY
+    max_frame = max_connect = MAX_BODY
 
     def __init__(self) -> None:
         self.streams: list[Stream] = []

@@ -180,10 +180,13 @@ class World:
 
     def __init__(self) -> None:
         self.server = uvicorn.Server(uvicorn.Config(_nothing))
-        self.began = 0
+        self.began = self.hurried = 0
         self.go_on = asyncio.Event()
 
-    async def drain(self) -> None:
+    async def drain(self, *, spread: float | None = None, timeout: float | None = None) -> None:
+        if spread == timeout == 0:
+            self.hurried += 1
+            return
         self.began += 1
         await self.go_on.wait()
 
@@ -216,7 +219,7 @@ async def test_the_signal_is_handed_on_when_all_have_drained(world: World) -> No
     async def slow() -> None:
         await slower.wait()
 
-    drains: list[Callable[[], Awaitable[None]]] = [world.drain, slow, world.drain]
+    drains: list[Callable[..., Awaitable[None]]] = [world.drain, slow, world.drain]
     for drain in drains:
         drain_before_exit(drain)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -242,6 +245,7 @@ async def test_two_signals_are_handed_on_at_once(world: World) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     await turns()
     assert world.server.force_exit
+    assert (world.began, world.hurried) == (1, 1), "who is left is sent away at once"
     world.go_on.set()
     await turns()
     assert world.server._captured_signals == [signal.SIGINT] * 2

@@ -111,3 +111,12 @@ async def test_a_broker_costs_something() -> None:
 async def test_deflate() -> None:
     said = await bench("deflate", "--members", "5", "--messages", "2")
     assert "once for all" in said and "5 members" in said
+
+
+@pytest.mark.soak
+async def test_turning_away_costs_less_than_letting_in() -> None:
+    said = await bench("admission", "--count", "100", "--rounds", "1")
+    share = {
+        line.split(":")[0].strip(): float(line.split()[-4]) for line in said.splitlines() if "µs" in line
+    }
+    assert set(share) == {"let in", "websocket", "poll", "events", "404"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import http.client
 import json
 import logging
 import os
@@ -265,7 +266,8 @@ import asyncio, logging, signal, sys
 import rtkit
 from rtkit import Grant, Hub, anonymous
 
-logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.ERROR)
+logging.getLogger("rtkit.server").setLevel(logging.INFO)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 hub = Hub(authenticate=anonymous)
 lobby = hub.rooms("lobby", publishes=object, grant=Grant("publish"))
@@ -345,12 +347,9 @@ async def test_the_second_signal_ends_it_at_once(number: signal.Signals, code: i
         call = asyncio.ensure_future(client.call({}, name="hang"))
         await running.until("hanging")
         running.process.send_signal(signal.SIGTERM)
-        # The drain has begun when nobody is let in any more.
+        # The drain has begun when it says so; it listens on meanwhile.
         port = int(url.rpartition(":")[2].partition("/")[0])
-        while True:
-            with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", port)):
-                    break
+        while (await asyncio.to_thread(_ready, port)) != 503:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         running.process.send_signal(number)
         found, lines = await running.end()
@@ -362,6 +361,16 @@ async def test_the_second_signal_ends_it_at_once(number: signal.Signals, code: i
     else:
         assert "KeyboardInterrupt" in lines
         assert "cleaned up" in lines
+
+
+def _ready(port: int) -> int:
+    """What it says of itself."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/rt/ready")
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 async def test_a_handler_that_was_there_hears_of_it_after_the_drain() -> None:

@@ -738,8 +738,9 @@ class World:
         if self.faults["node crashes"] or rolled_back:
             # Who owned a session whose node died, or whose end was undone: until no token can name it.
             kept = {key: entries for key, entries in kept.items() if not key.startswith("session:")}
-        if self.record.losses:
-            # The index of a life that ended with the broker's data, put there by who did not know yet: gone in a day.
+        if self.record.losses or self.faults["node freezes"]:
+            # The index of a life that ended with the broker's data, or while its node stood still, put there by who did
+            # not know yet: gone in a day.
             kept = {key: entries for key, entries in kept.items() if not key.startswith("presence-rooms:")}
         # How far everybody has read is for when they come again.
         kept = {key: entries for key, entries in kept.items() if not key.startswith("marks:")}

@@ -39,7 +39,11 @@ REVIEWED = {
         "str(error.code)": "codes of ours, of bad chunks",
     },
     "gaps": {"gap.reason": "GapReason", "self._gap.reason": "GapReason"},
-    "drops": {"self.family.rooms.overflow": "Overflow", "self.kind": "the kind of a feature"},
+    "drops": {
+        "self.family.rooms.overflow": "Overflow",
+        "policy": "Overflow",
+        "self.kind": "the kind of a feature",
+    },
     "commands": {"method": "a method that has a handler"},
     "broker_errors": {"operation": "a key of roundtrips._OPERATIONS"},
     "refusals": {"reason": "literals, given to Hub._refused"},

@@ -132,7 +132,8 @@ class Broker(Protocol):
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Have payloads of these topics delivered. Whatever is published after this returned is
-        delivered, or noticed as missed. Subscribing twice is once."""
+        delivered, or noticed as missed. Subscribing twice is once. One that fails may come about later:
+        ``unsubscribe`` ends it."""
         ...
 
     async def unsubscribe(self, topics: Iterable[str]) -> None:

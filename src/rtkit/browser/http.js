@@ -15,7 +15,8 @@
  * *Up.* Units go out by POST, one request at a time, each with the next number. What may not have been taken is sent
  * again under the same number, and the server does it once. What gathers meanwhile goes into the next request.
  *
- * *End.* `close(1000)` tells the server that the session is over, with a request that outlives the page. Any other
+ * *End.* `close(1000)` tells the server that the session is over, with a request that outlives the page: the next POST,
+ * with what waits and the goodbye, so that nothing is overtaken; or DELETE, where that would be too much. Any other
  * code just goes away, and the session waits for who resumes it. `onclose` is a loss (1006), or a verdict of the
  * server's (401, 403); with `window` it is the time to come back.
  *
@@ -26,6 +27,9 @@
 
 /** Without a word for so long a stream does not work here; a first poll neither, unless `ready` is answered. */
 const MUTE = 3;
+
+/** A server that takes longer than this to say that it is ready is slow, and no transport is to blame. */
+const SLOW = 1;
 /** For requests that are answered at once. */
 const PATIENCE = 10;
 /** For a poll, which the server keeps for 25. */
@@ -44,6 +48,7 @@ const UNITS = 64;
 const BYTES = 16384;
 
 const GOODBYE = 1000;
+const BYE = '{"bye":{}}';
 const LOST = 1006;
 /** Close codes for statuses that are verdicts. @type {Record<number, number>} */
 const VERDICTS = { 401: 3500, 403: 3507 };
@@ -111,6 +116,8 @@ class Pipe {
   #units = [];
   #seq = 0;
   #posting = false;
+  /** The latest request that was sent. @type {Promise<any> | null} */
+  #flying = null;
   /** Requests under way. @type {Set<AbortController>} */
   #requests = new Set();
   /** @type {Set<any>} */
@@ -153,7 +160,15 @@ class Pipe {
     this.#calm();
     // What is open stays so until then: a server that sees it go first would take that for a loss.
     const gone = () => this.#stop();
-    this.#ask("send", { method: "DELETE", keepalive: true }).then(gone, gone);
+    Promise.allSettled([this.#flying, this.#goodbye()]).then(gone);
+  }
+
+  #goodbye() {
+    const units = this.#units.splice(0);
+    const body = units.join("\n");
+    const whole = body.endsWith(BYE) && units.length <= UNITS && utf8.encode(body).length <= this.#most;
+    const said = whole ? { method: "POST", body, headers: { "RT-Seq": `${this.#seq + 1}` } } : { method: "DELETE" };
+    return this.#ask("send", { ...said, keepalive: true });
   }
 
   // What the transports are made of.
@@ -296,7 +311,9 @@ class Pipe {
     let delay = DELAY;
     for (;;) {
       const began = this.now();
-      const answer = await this.request(name, options, seconds);
+      const asking = this.request(name, options, seconds);
+      if (options.method) this.#flying = asking;
+      const answer = await asking;
       if (this.over) return null;
       const { status, read } = answer ?? { status: 599 };
       if (status === 200 || status === 204) return read;
@@ -450,10 +467,13 @@ export async function judge(ending, choice) {
   const control = new AbortController();
   const timer = clock.setTimeout(() => control.abort(), MUTE);
   try {
+    const asked = clock.monotonic();
     const answer = await page.fetch(beside(url, "ready"), { cache: "no-store", signal: control.signal });
-    if (answer.status === 503) ending.window = windowOf(answer);
-    // Anything else is not the hub's: a portal that wants us to log in, a proxy in trouble.
-    if (answer.status !== 204) return;
+    const crowd = answer.status === 503 || answer.status === 204 ? windowOf(answer) : null;
+    if (crowd) ending.window = crowd;
+    // Neither is the transport's fault: a crowd of newcomers, and a server that is slow. Anything but 204 is not the
+    // hub's: a portal that wants us to log in, a proxy in trouble.
+    if (crowd || answer.status !== 204 || clock.monotonic() - asked > SLOW) return;
   } finally {
     clock.clearTimeout(timer);
   }

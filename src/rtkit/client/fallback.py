@@ -8,6 +8,8 @@ The kinds have an order. One that *fails* gives way to the next at once, within 
       ▼
     GET ready ──no answer──► the network is away: back off, the same kind again
       │  ├──429, 5xx────────► the server has no room now, or is away: come back when it says, the same kind again
+      │  ├──204, Retry-After─► it is there, and so is a crowd: likewise
+      │  ├──204, late────────► it is the server that is slow: back off, the same kind again
       │  └──anything else───► no hub is there: what the first try said counts
       ▼ 204
     the next kind; after the last one: back off, and begin with the first
@@ -22,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, final
 
@@ -41,6 +44,8 @@ logger: Final = logging.getLogger("rtkit.client")
 
 #: Seconds in which a kind of pipe has to say something.
 PATIENCE: Final = 3.0
+#: Seconds after which a server that says it is ready is slow, rather than the kind of pipe unusable.
+_SLOW: Final = 1.0
 #: Seconds a choice is kept.
 _KEPT: Final = 600.0
 #: A pipe that was cut sooner than this many seconds after it was opened was cut by something on the way, if it
@@ -198,7 +203,8 @@ class FallbackDialer:
                 wire = await dialer.dial(url, headers)
                 scope.reschedule(self._clock.monotonic() + self._patience)
                 watched = _Watched(wire, kind, self._clock)
-                await watched.send(hello)
+                with suppress(WireClosed):  # what the server has said before it closed tells why
+                    await watched.send(hello)
                 await watched.look()
                 proven = True
                 return watched
@@ -219,6 +225,7 @@ class FallbackDialer:
         :raises DialFailed: when nobody answers, or the hub takes nobody now; *problem* itself when no hub answers.
         """
         assert self._ready is not None
+        asked = self._clock.monotonic()
         try:
             answer = await self._ready(url, headers)
         except DialFailed as failed:
@@ -233,6 +240,11 @@ class FallbackDialer:
             )
         if answer.status != 204:
             raise problem
+        # In a storm no kind is fast, and a poorer one would be kept long after it.
+        if window := retry_window(answer.headers.get("retry-after"), self._clock):
+            raise DialFailed(f"{problem.reason}; the server has a crowd of newcomers", window=window)
+        if self._clock.monotonic() - asked > _SLOW:
+            raise DialFailed(f"{problem.reason}; the server is slow")
 
     def _first(self) -> int:
         if self._choice and self._clock.boottime() >= self._kept_until:

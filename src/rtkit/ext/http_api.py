@@ -33,7 +33,7 @@ from ..errors import BadUnit, NotRunning, Unavailable, UsageError
 from ..hosting.endpoints import Request, Response, plain, refusal
 from ..hub import Hub
 from ..wire import ErrorBody, dumps
-from .http_commands import COMMANDS, attempt, batch, decode_batch
+from .http_commands import COMMANDS, attempt, batch, decode_batch, decode_drain
 
 __all__ = ["ApiStatistics", "HttpApi"]
 
@@ -122,8 +122,8 @@ class HttpApi:
         if not self._knows(_shown(request)):
             text = "the key is missing or wrong; it goes into the header X-API-Key\n"
             return plain(401, text, ("www-authenticate", "apikey"))
-        if request.endpoint not in COMMANDS and request.endpoint != "batch":
-            return plain(404, f"no such command; there are {', '.join([*COMMANDS, 'batch'])}\n")
+        if request.endpoint not in COMMANDS and request.endpoint not in ("batch", "drain"):
+            return plain(404, f"no such command; there are {', '.join([*COMMANDS, 'batch', 'drain'])}\n")
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self.max_body:
             return self._too_large()
@@ -171,6 +171,11 @@ class HttpApi:
         :raises Unavailable: when it cannot start.
         """
         name = request.endpoint
+        if name == "drain":
+            # Of this node and not of the hub's rooms: it does not start one, and may be asked for again.
+            how = decode_drain(body)
+            await self._hub.drain(spread=how.spread, timeout=how.timeout)
+            return _json(200, {"result": {}})
         arguments: Any = decode_batch(body) if name == "batch" else COMMANDS[name].decode(body)
         await self._hub.ensure_running()
         if not self._hub.engine.accepting:

@@ -37,6 +37,7 @@ __all__ = [
     "attempt",
     "batch",
     "decode_batch",
+    "decode_drain",
 ]
 
 R = TypeVar("R", bound=Struct)
@@ -311,6 +312,14 @@ COMMANDS: Final[dict[str, Command[Any]]] = {
 
 
 _batch: Final = msgspec.json.Decoder(units.BatchRequest)
+
+
+_drain: Final = msgspec.json.Decoder(units.DrainRequest)
+
+
+def decode_drain(body: bytes) -> units.DrainRequest:
+    """How to drain; raises BadUnit for a body that does not say. None at all is as good as ``{}``."""
+    return loads(body, _drain) if body.strip() else units.DrainRequest()
 
 
 def decode_batch(body: bytes) -> units.BatchRequest:

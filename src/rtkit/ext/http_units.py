@@ -23,6 +23,7 @@ __all__ = [
     "ChannelsRequest",
     "ChannelsResult",
     "DisconnectRequest",
+    "DrainRequest",
     "Goodbye",
     "HistoryRequest",
     "InfoResult",
@@ -122,6 +123,13 @@ class ChannelsRequest(Struct):
     """Which rooms are in use."""
 
     pattern: str | None = None
+
+
+class DrainRequest(Struct):
+    """How this node shall drain."""
+
+    spread: Annotated[float, Meta(ge=0, le=86400)] | None = None
+    timeout: Annotated[float, Meta(ge=0, le=86400)] | None = None
 
 
 class NoFields(Struct):

@@ -19,6 +19,7 @@ from typing import Any, Final, final
 from ..errors import UsageError
 from ..hub import Hub, HubStatistics
 from ..metrics import Counted, Distribution, Measured, Metric, catalogue
+from ._gauges import GAUGES, gauges_of
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -32,41 +33,6 @@ except ModuleNotFoundError as error:  # pragma: no cover - the tests have it
 __all__ = ["PrometheusExporter"]
 
 _PREFIX: Final = "rtkit_"
-
-#: What there is now: the name, the meaning, the label.
-_GAUGES: Final = {
-    "running": ("1 while the hub runs", ""),
-    "connections": ("transports that are open", "transport"),
-    "sessions": ("sessions, of clients that are connected or may come back", "state"),
-    "rooms": ("rooms with a member on this node", ""),
-    "members": ("sessions in rooms: live, or joining or reading on from history", "state"),
-    "users": ("users with a session on this node", ""),
-    "queued_connections": ("connections with something to send that their peer has not taken", ""),
-    "queued_bytes": ("bytes that wait to be taken, of all connections", ""),
-    "queued_max_bytes": ("bytes that wait to be taken, of the connection that has most", ""),
-    "assembling_bytes": ("bytes of unfinished large units, of all connections", ""),
-    "tasks": ("tasks that the hub owns", ""),
-    "deadlines": ("heartbeats, expiries and the like that are set", ""),
-}
-_TRANSPORTS: Final = ("websocket", "sse", "http_stream", "poll", "events")
-
-
-def _gauges(now: HubStatistics) -> dict[str, dict[str, float]]:
-    """The values of :data:`_GAUGES`, by the value of the label, or by nothing."""
-    return {
-        "running": {"": float(now.running)},
-        "connections": {kind: now.transports.get(kind, 0) for kind in (*_TRANSPORTS, *now.transports)},
-        "sessions": {"connected": now.sessions - now.parked, "parked": now.parked},
-        "rooms": {"": now.rooms},
-        "members": {"live": now.members - now.behind, "behind": now.behind},
-        "users": {"": now.users},
-        "queued_connections": {"": now.queued},
-        "queued_bytes": {"": now.queued_bytes},
-        "queued_max_bytes": {"": now.queued_most},
-        "assembling_bytes": {"": now.assembling},
-        "tasks": {"": now.tasks},
-        "deadlines": {"": now.deadlines},
-    }
 
 
 @final
@@ -100,8 +66,8 @@ class PrometheusExporter:
         return self._families(found)
 
     def _families(self, hubs: Sequence[tuple[tuple[str, ...], HubStatistics]]) -> Iterator[Family]:
-        gauges = [(whose, _gauges(now)) for whose, now in hubs]
-        for name, (meaning, label) in _GAUGES.items():
+        gauges = [(whose, gauges_of(now)) for whose, now in hubs]
+        for name, (meaning, label) in GAUGES.items():
             gauge = GaugeMetricFamily(_PREFIX + name, meaning, labels=self._labels(label))
             for whose, values in gauges:
                 for value, amount in values[name].items():

@@ -1,4 +1,4 @@
-"""One room's keyed state as the clients of this node watch it: what all features that have such a thing do alike (P2).
+"""Rooms' keyed state as the clients of this node watch it: what all features that have such a thing do alike (P2).
 
 A watch exists while somebody on this node asked to be told. Otherwise nothing is subscribed to, and nothing is kept.
 It follows the broker, repairs what it has missed, and tells those who asked, in few frames. What a frame says, and what
@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from ..brokers import StateBroker
-from ..errors import BadUnit, Unavailable
+from ..brokers.base import keeps_state
+from ..errors import BadUnit, NotSupported, Unavailable
 from ..position import Position
 from ..primitives.clocks import sleep
 from ..transports import Batch
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from ..hub.local import Member
     from ..primitives.deadlines import Deadline
 
-__all__ = ["POSITIONS", "RoomWatch", "check_positions"]
+__all__ = ["POSITIONS", "Reads", "RoomWatch", "Watches", "check_positions", "state_broker"]
+
+T = TypeVar("T")
 
 #: Rooms whose positions are asked for at once.
 POSITIONS: Final = 500
@@ -38,6 +41,20 @@ _SECOND: Final = 1.0
 _CROWD: Final = 2500
 #: Seconds that two frames take at the most, however many they are.
 _SLOWEST: Final = 10.0
+
+
+def state_broker(engine: Engine, option: str) -> StateBroker:
+    """The broker of a run, for a feature that keeps state in it.
+
+    :param option: that a family asks for the feature with.
+    :raises NotSupported: when the broker keeps no state.
+    """
+    broker = engine.broker
+    if not keeps_state(broker):
+        raise NotSupported(
+            f"rooms have {option}=, but {type(broker).__name__} keeps no state; use a broker that does, such as memory://"
+        )
+    return broker
 
 
 class RoomWatch:
@@ -60,6 +77,9 @@ class RoomWatch:
         self.watchers: dict[Member, bool] = {}
         self.coming: set[Member] = set()
         self._subscribed = False
+        self._asked = (
+            False  # for that; a broker that could not confirm it may do it all the same, when it is back
+        )
         self._gate = asyncio.Lock()
         self._reading = asyncio.Lock()
         self._repairing = False
@@ -122,6 +142,7 @@ class RoomWatch:
         async with self._gate:
             if not self._subscribed:
                 self._begin()
+                self._asked = True
                 await self._broker.subscribe([self.topic])
                 self._subscribed = True
         async with self._reading:
@@ -141,8 +162,8 @@ class RoomWatch:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            if self._subscribed:
-                self._subscribed = False
+            if self._asked:
+                self._subscribed = self._asked = False
                 await self._broker.unsubscribe([self.topic])
             return True
 
@@ -246,6 +267,98 @@ class RoomWatch:
             return True
         self._engine.counters.add("drops", self.kind)
         return False
+
+
+W = TypeVar("W", bound=RoomWatch)
+
+
+class Watches(Generic[W]):
+    """The rooms that are watched in one run of a hub."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._rooms: dict[str, W] = {}
+        self._ended = False
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    def get(self, name: str) -> W | None:
+        """The watch of a room, if there is one."""
+        return self._rooms.get(name)
+
+    def awaiting(self, member: Member) -> W | None:
+        """The watch of the member's room, if the member is about to be added to it."""
+        watch = self._rooms.get(member.room.name)
+        return watch if watch is not None and member in watch.coming else None
+
+    @property
+    def current(self) -> list[W]:
+        """Those whose state is known; see :attr:`RoomWatch.current`."""
+        return [watch for watch in self._rooms.values() if watch.current]
+
+    def add(self, watch: W) -> W:
+        """Watch a room; who will be told is for the watch to know."""
+        self._rooms[watch.name] = watch
+        self._engine.listeners[watch.topic] = watch
+        return watch
+
+    def remove(self, member: Member) -> None:
+        """The member watches no more. When it was the last, nobody on this node follows its room any more."""
+        watch = self._rooms.get(member.room.name)
+        if watch is not None and watch.wanted:
+            watch.remove(member)
+            if not watch.wanted and not self._ended:
+                self._engine.spawn(self._close, watch)
+
+    async def _close(self, watch: W) -> None:
+        try:
+            gone = await watch.close()
+        except Unavailable as error:
+            watch._logger.warning("room %r: could not unsubscribe: %s", watch.name, error)
+            gone = not watch.wanted
+        if gone and not watch.wanted and self._rooms.get(watch.name) is watch:
+            del self._rooms[watch.name]
+            self._engine.listeners.pop(watch.topic, None)
+
+    def end(self) -> None:
+        """The run ends, and its subscriptions with it: nothing is delivered any more."""
+        self._ended = True
+        for watch in self._rooms.values():
+            self._engine.listeners.pop(watch.topic, None)
+        self._rooms.clear()
+
+
+class Reads(Generic[T]):
+    """Reads of rooms that nobody here watches; many who ask at the same time share one (F2).
+
+    :param read: reads a room of this name; raises ``Unavailable`` when the broker cannot be reached.
+    """
+
+    def __init__(self, engine: Engine, read: Callable[[str], Coroutine[Any, Any, T]]) -> None:
+        self._engine = engine
+        self._read = read
+        self._under_way: dict[str, asyncio.Task[T | Unavailable]] = {}
+
+    async def __call__(self, name: str) -> T:
+        """What is found in a room. Who is cancelled leaves the others their read.
+
+        :raises Unavailable: when the broker cannot be reached.
+        """
+        reading = self._under_way.get(name)
+        if reading is None:
+            reading = self._under_way[name] = self._engine.task(self._result, name)
+            reading.add_done_callback(lambda _: self._under_way.pop(name, None))
+        found = await asyncio.shield(reading)
+        if isinstance(found, Unavailable):
+            raise found
+        return found
+
+    async def _result(self, name: str) -> T | Unavailable:
+        try:
+            return await self._read(name)
+        except Unavailable as error:
+            return error  # perhaps nobody waits for it any more
 
 
 class _Followed(Protocol):

@@ -121,7 +121,7 @@ class AsgiHost:
         *,
         lifespan: Callable[[], AbstractAsyncContextManager[object]],
         ready: Callable[[], float | None] | None = None,
-        drain: Callable[[], Awaitable[None]] | None = None,
+        drain: Callable[..., Awaitable[None]] | None = None,
         clock: Clock | None = None,
         close_timeout: float = 5.0,
     ) -> None:

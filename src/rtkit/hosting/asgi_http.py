@@ -36,6 +36,7 @@ from ..transports import (
     Refused,
     Response,
     Streaming,
+    most_of_body,
     plain,
     refusal,
 )
@@ -99,7 +100,7 @@ class AsgiHttp:
             return
         self.requests += 1
         try:
-            body = await self._read(handshake, receive)
+            body = await self._read(handshake, receive, most_of_body(self._acceptor, endpoint))
             await self._exchange(HttpRequest(method, endpoint, handshake, body), receive, send)
         except Refused as refused:
             first = _is_http_1(handshake)
@@ -115,13 +116,12 @@ class AsgiHttp:
 
     # -- the body
 
-    async def _read(self, handshake: Handshake, receive: Receive) -> bytes:
+    async def _read(self, handshake: Handshake, receive: Receive, most: int) -> bytes:
         """The body.
 
         :raises Refused: 413 when it is too large, 408 when it does not come.
         :raises _Gone: when the client has gone away.
         """
-        most = self._acceptor.max_frame
         length = handshake.header("content-length") or ""
         # A length that is none, or not what comes, is the server's business; we count.
         if length.isdecimal() and int(length[:20]) > most:

@@ -13,7 +13,17 @@ from typing import Final, final
 
 from ..transports import Response, plain, refusal
 
-__all__ = ["SCRIPTS", "WEBSOCKET", "Endpoints", "Request", "Response", "etag_matches", "plain", "refusal"]
+__all__ = [
+    "SCRIPTS",
+    "WEBSOCKET",
+    "Crowded",
+    "Endpoints",
+    "Request",
+    "Response",
+    "etag_matches",
+    "plain",
+    "refusal",
+]
 
 #: Last segments below the mount point that are the WebSocket; the empty one is the mount point itself.
 WEBSOCKET: Final = frozenset({"", "ws", "websocket"})
@@ -71,11 +81,22 @@ def etag_matches(header: str | None, tag: str) -> bool:
     return header.strip() == "*" or any(each.strip().removeprefix("W/") == tag for each in header.split(","))
 
 
+class Crowded(float):
+    """Seconds after which to come back, said by a hub that is well and has more newcomers than it lets in (F2).
+
+    A balancer must not take it for one that is away: all others have a crowd as well. A client whose transport did not
+    work learns that this was not the transport's fault (T7).
+    """
+
+    __slots__ = ()
+
+
 @final
 class Endpoints:
     """Answers for one hub.
 
-    :param ready: None when new clients are welcome, else the seconds after which they shall come back (M4).
+    :param ready: None when new clients are welcome, else the seconds after which they shall come back (M4); those of
+        a hub that is well are :class:`Crowded`.
     """
 
     __slots__ = ("_ready", "_scripts")
@@ -112,7 +133,10 @@ class Endpoints:
         seconds = None if self._ready is None else self._ready()
         if seconds is None:
             return Response(204, (("cache-control", "no-store"), *cors))
-        return plain(503, "not ready\n", *cors, ("retry-after", str(max(1, round(seconds)))), head=head)
+        later = ("retry-after", str(max(1, round(seconds))))
+        if isinstance(seconds, Crowded):
+            return Response(204, (("cache-control", "no-store"), *cors, later))
+        return plain(503, "not ready\n", *cors, later, head=head)
 
     def _script(self, request: Request, cors: tuple[tuple[str, str], ...], *, head: bool) -> Response:
         name = request.endpoint

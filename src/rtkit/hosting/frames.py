@@ -168,14 +168,24 @@ class Assembler:
 
     After a :class:`Violation` it is to be thrown away.
 
-    :param max_message: bytes of a message at the most, inflated.
+    :ivar max_message: bytes of a message at the most, inflated; may change from one message to the next.
     :param inflate: messages may be compressed.
     """
 
-    __slots__ = ("_at", "_buffer", "_count", "_deflated", "_inflate", "_kind", "_max", "_parts", "_size")
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_count",
+        "_deflated",
+        "_inflate",
+        "_kind",
+        "_parts",
+        "_size",
+        "max_message",
+    )
 
     def __init__(self, max_message: int, *, inflate: bool = False) -> None:
-        self._max = max_message
+        self.max_message = max_message
         self._inflate = inflate
         self._buffer: bytes | bytearray = b""
         self._at = 0  # what lies before is done with
@@ -220,7 +230,7 @@ class Assembler:
                     return None
                 size = int.from_bytes(buffer[at + 2 : at + 2 + extra], "big")
             opcode = head & 15
-            if opcode < CLOSE and self._size + size > self._max:
+            if opcode < CLOSE and self._size + size > self.max_message:
                 raise Violation(TOO_BIG, "message too big")
             end = start + size
             if have < end - at:
@@ -277,7 +287,7 @@ class Assembler:
         """A message that is whole, inflated if need be."""
         if self._deflated:
             try:
-                message = inflated(message, self._max)
+                message = inflated(message, self.max_message)
             except InflatesTooFar:
                 raise Violation(TOO_BIG, "message too big") from None
             except ValueError:

@@ -30,7 +30,8 @@ close frame, EOF, a violation), or else with ``connection_lost``. That may be be
 
 What bounds memory
 ------------------
-A message, with its fragments, by ``max_frame``, inflated or not; their number; a paused pipe by one read of the socket.
+A message, with its fragments, by the transport's ``max_frame``, inflated or not; their number; a paused pipe by one
+read of the socket.
 Pongs: a ping that comes while something is buffered is answered once all of it has left, and only the latest one is
 (RFC 6455, section 5.5.3). Control frames have a rate, since the hub cannot see and count them.
 
@@ -218,7 +219,7 @@ class RawPipe(asyncio.Protocol):
             return
         inbound = self._inbound
         if inbound is None:
-            inbound = self._inbound = Assembler(self._pipes.max_frame, inflate=self._deflate)
+            inbound = self._inbound = Assembler(self._max_frame, inflate=self._deflate)
         inbound.feed(data)
         if not self._reading_paused:
             self._take(inbound)
@@ -260,6 +261,11 @@ class RawPipe(asyncio.Protocol):
 
     # -- what comes in
 
+    @property
+    def _max_frame(self) -> int:
+        """Bytes of a message at the most, now."""
+        return self._pipes.max_frame if self._transport is None else self._transport.max_frame
+
     def _go_on(self) -> None:
         if self._inbound is not None and not self._reading_paused:
             self._take(self._inbound)
@@ -268,7 +274,11 @@ class RawPipe(asyncio.Protocol):
         """Work off what is whole, until there is no more, or nobody wants more for now."""
         seen = 0
         try:
-            while (event := inbound.next()) is not None:
+            while True:
+                # Each time: a message may be what lets its sender say more, and who says too much says less.
+                inbound.max_message = self._max_frame
+                if (event := inbound.next()) is None:
+                    break
                 opcode, payload = event
                 if self._state == _CLOSING:
                     seen += 1

@@ -5,7 +5,7 @@ ever, WebSockets are sent away without a hint when to come back, and until then 
 well. Nothing in ASGI helps, but the signal does::
 
     signal ──▶ hub drains: clients are told when to come back, ``ready`` says 503
-                  │ done, or a second signal
+                  │ done, or at its deadline; or a second signal, at which everybody left is sent away at once
                   ▼
                uvicorn's own handler, with all that came ──▶ its shutdown ──▶ lifespan ──▶ the hub closes
 
@@ -36,8 +36,15 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _log: Final = logging.getLogger("rtkit.hosting")
 
 
-def drain_before_exit(drain: Callable[[], Awaitable[None]]) -> None:
-    """Have a hub drained before the uvicorn that runs this loop ends; nothing where there is none. Idempotent."""
+#: :meth:`.Hub.drain`, which is bounded by itself; called again with ``spread`` and ``timeout`` it hurries.
+_Drain = Callable[..., Awaitable[None]]
+
+
+def drain_before_exit(drain: _Drain) -> None:
+    """Have a hub drained before the uvicorn that runs this loop ends; nothing where there is none. Idempotent.
+
+    :param drain: takes ``spread`` and ``timeout``, as :meth:`.Hub.drain` does.
+    """
     handler: Any = signal.getsignal(signal.SIGTERM)
     if isinstance(handler, Drainer):
         handler.add(drain)
@@ -64,12 +71,12 @@ class Drainer:
     def __init__(self, before: dict[int, Any]) -> None:
         self._before = before
         self._loop = asyncio.get_running_loop()
-        self._drains: dict[Callable[[], Awaitable[None]], None] = {}
+        self._drains: dict[_Drain, None] = {}
         self._came: list[int] = []
         self._handed_on = False
         self._tasks = Tasks(name="drain")
 
-    def add(self, drain: Callable[[], Awaitable[None]]) -> None:
+    def add(self, drain: _Drain) -> None:
         """Drain this one, too. Of one server and one loop, since handlers are the process's."""
         self._drains[drain] = None
 
@@ -85,7 +92,10 @@ class Drainer:
 
     def _hear(self, number: int) -> None:
         self._came.append(number)
-        if self._handed_on or len(self._came) > 1:
+        if self._handed_on:
+            self._hand_on()
+        elif len(self._came) > 1:
+            _ = self._tasks.spawn(self._hurry)
             self._hand_on()
         else:
             _log.info("draining before the server ends; a second signal ends it at once")
@@ -100,6 +110,11 @@ class Drainer:
         for error in found:
             if isinstance(error, Exception):
                 _log.error("draining failed", exc_info=error)
+
+    async def _hurry(self) -> None:
+        """Streams that are still open would keep the server for as long as the drain has planned."""
+        hurried = (drain(spread=0.0, timeout=0.0) for drain in self._drains)
+        await asyncio.gather(*hurried, return_exceptions=True)  # whoever drains is told of what fails
 
     def _hand_on(self) -> None:
         self._handed_on = True

@@ -65,7 +65,7 @@ class Authority:
             headers=headers,
             cookies=cookies,
             query=handshake.params(),
-            address=handshake.address,
+            address=self._engine.hub.proxies.client(handshake).address,
             scope=handshake.scope,
             previous=previous,
         )

@@ -21,7 +21,6 @@ from ..primitives.outbox import Outbox, Overflow, Spill
 from ..primitives.ratelimit import TokenBucket
 from ..transports import Handshake, Transport
 from ..wire import (
-    Assembler,
     BadChunk,
     BadCommand,
     Chunk,
@@ -35,10 +34,10 @@ from ..wire import (
     dumps,
     split,
 )
+from .assembly import Assembly
 from .commands import handle, methods_of
 from .greeting import refresh
 from .large import FENCE, Freight, breathe
-from .prepared import HIGH_WATER
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -51,8 +50,6 @@ __all__ = ["Connection"]
 logger = logging.getLogger("rtkit.connection")
 
 _PING = b"{}"
-#: A chunk with less, unless it is the last, counts as a pong does: many tiny ones cost more than their bytes (F1).
-_SMALL_CHUNK = 1024
 #: Seconds in which is done what a client said before its goodbye, when it does not wait for that.
 _LAST_WORDS = 5.0
 
@@ -65,22 +62,24 @@ class Connection:
     :ivar rt: the client announced itself as rtkit's own.
     :ivar clear: nothing is queued here or in the transport, so that what comes next may go past the outbox.
     :ivar lagging: members that read on from history when the outbox has room.
+    :ivar place: what its address is counted by, if it is counted (F1).
     """
 
     __slots__ = (
         "_afloat",
-        "_assembler",
+        "_assembly",
         "_auth_deadline",
         "_beat",
         "_beat_deadline",
+        "_behind",
         "_bytes",
-        "_chunk_deadline",
         "_commands",
         "_corked",
         "_dirty",
         "_expiry_deadline",
         "_freight",
         "_last_words",
+        "_moved",
         "_overdrawn",
         "_paused",
         "_pending",
@@ -88,6 +87,7 @@ class Connection:
         "_refreshing",
         "_replies_leave",
         "_said_bye",
+        "_untaken",
         "clear",
         "closing",
         "engine",
@@ -96,6 +96,7 @@ class Connection:
         "lagging",
         "lost_with",
         "outbox",
+        "place",
         "rt",
         "session",
         "transport",
@@ -106,6 +107,8 @@ class Connection:
         limits = engine.limits
         self.engine = engine
         self.transport = transport
+        # Of somebody who has not said who it is, little is kept (A1).
+        transport.max_frame = min(limits.max_connect, limits.max_frame)
         self.handshake = handshake
         self.session: Session[Any] | None = None
         self.http: HttpSession | None = None
@@ -113,13 +116,13 @@ class Connection:
         self.clear = False
         self.closing = False
         self.lost_with: tuple[int, str] | None = None
+        self.place: int | None = None
         self.outbox = Outbox(limit=limits.outbox, reserve=limits.reserve)
         self.lagging: dict[Member, None] = {}
         self._freight: Freight | None = None  # while something large leaves (T8)
         self._afloat = 0  # bytes of it that the transport holds, in one frame
         self._replies_leave: asyncio.Future[None] | None = None
-        self._assembler: Assembler | None = None  # since something large came in
-        self._chunk_deadline: Deadline | None = None
+        self._assembly: Assembly | None = None  # since something large came in
         self._pending: deque[tuple[Command, int]] | None = None
         self._pending_bytes = 0  # of large commands alone
         self._paused = False
@@ -135,6 +138,9 @@ class Connection:
         self._bytes = TokenBucket(limits.inbound.rate, limits.inbound.burst)
         self._beat: HeartbeatState | None = None
         self._beat_deadline: Deadline | None = None
+        self._behind = False  # the ping stands behind what the peer has not taken yet
+        self._moved = False  # of which it has taken something since
+        self._untaken = 0  # bytes the transport held when it was last given something
         self._expiry_deadline: Deadline | None = None
         now = engine.clock.monotonic()
         self._auth_deadline: Deadline | None = engine.deadlines.at(
@@ -154,6 +160,8 @@ class Connection:
             self.engine.counters.add("limits", "bytes")
             self.close(codes.TOO_MANY_REQUESTS_CLOSE, "too many bytes")
             return
+        if self.session is None:
+            self.transport.max_frame -= len(frame)  # in all: what waits behind the connect counts as well
         units = split(frame)
         self.engine.counters.add("received_bytes", amount=len(frame))
         self.engine.counters.add("units_received", amount=len(units))
@@ -199,71 +207,29 @@ class Connection:
         """A piece of a large unit (T8). It costs its bytes alone; the whole costs what any command does (F1)."""
         if chunk.error is not None:
             return  # a client does not refuse what we send; there is nothing we could do about it
-        engine, limits = self.engine, self.engine.limits
-        if self._assembler is None:
-            self._assembler = Assembler(limit=limits.large)
-        assembler = self._assembler
-        before, of = assembler.size, chunk.of
-        passed = assembler.passes_over(of)
-        try:
-            if (passed or (len(chunk.data) < _SMALL_CHUNK and not chunk.last)) and self._commands.take(
-                0.1, now
-            ):
-                wait = self._commands.wait(1, now)
-                self._overdraw(0, wait)
-                if not passed:
-                    raise assembler.refuse(of, "too many requests", codes.TOO_MANY_REQUESTS, round(wait, 3))
-            if not passed and engine.assembling + len(chunk.data) > limits.assembling:
-                engine.counters.add("limits", "assembling")
-                raise assembler.refuse(of, "too many large units at once", codes.TOO_MANY_REQUESTS, 1.0)
-            unit = assembler.add(chunk, now)
-        except BadChunk as error:
-            self._refuse(error, now)
-            return
-        finally:
-            if self._assembler is assembler:  # else it was let go of, and counted
-                engine.assembling += assembler.size - before
-        self._watch_assembler()
-        if unit is not None:
+        if self._assembly is None:
+            self._assembly = Assembly(self.engine, self._refuse, lambda: self._paused)
+        assembly, wait = self._assembly, 0.0
+        if assembly.costs(chunk) and self._commands.take(0.1, now):
+            wait = self._commands.wait(1, now)
+            self._overdraw(0, wait)
+        if not self.closing and (unit := assembly.add(chunk, now, wait)) is not None:
             self._unit(unit, now, assembled=True)
 
     def _refuse(self, error: BadChunk, now: float) -> None:
         """Tell the sender of a large unit that it is refused. That costs a command, or refusals would be free."""
-        self._watch_assembler()
         self.engine.counters.add("bad_units")
-        if not self.closing:
-            self._admit(0, now)
+        self._admit(0, now)
         if self.closing:
             return
         self.engine.counters.add("errors", str(error.code))
         body = ErrorBody(error.code, error.message, error.code in codes.TEMPORARY, error.retry_after or 0.0)
         self.control(dumps(Reply(push=Push(chunk=Chunk(error.of, error=body)))))
 
-    def _watch_assembler(self) -> None:
-        """Have a large unit that is never finished forgotten in time."""
-        if not self._assembler:
-            if self._chunk_deadline is not None:
-                self._chunk_deadline.cancel()
-                self._chunk_deadline = None
-        elif self._chunk_deadline is None:
-            self._chunk_deadline = self.engine.deadlines.at(self._assembler.expires_at, self._abandoned)
-        else:
-            self._chunk_deadline.move(self._assembler.expires_at)
-
-    def _abandoned(self) -> None:
-        assembler, now = self._assembler, self.engine.clock.monotonic()
-        if assembler is None:
-            return
-        if self._paused:
-            assembler.hold(now)  # it is we who do not read
-        before = assembler.size
-        error = assembler.expire(now)
-        self.engine.assembling += assembler.size - before
-        self._chunk_deadline = None
-        if error is not None:
-            self._refuse(error, now)
-        else:
-            self._watch_assembler()
+    @property
+    def busy(self) -> bool:
+        """Whether a session has commands that wait or are worked on. Those of a queue alone (C2)."""
+        return self.session is not None and self._pending is not None
 
     def _pending_connect(self) -> bool:
         """Whether the connect command is waiting or being worked on."""
@@ -338,6 +304,8 @@ class Connection:
         finally:
             self._pending = None
             self._pending_bytes = 0
+            if self.lost_with is not None:
+                self.close(codes.WS_NORMAL, "bye")  # if what was called a goodbye was none
 
     async def _wait_for_replies(self) -> None:
         """Let large replies leave before more is done that is answered: who does not read shall not ask (D1)."""
@@ -355,9 +323,8 @@ class Connection:
     def _resume(self) -> None:
         self._paused = False
         now = self.engine.clock.monotonic()
-        if self._assembler:
-            self._assembler.hold(now)
-            self._watch_assembler()
+        if self._assembly is not None:
+            self._assembly.resumed(now)
         if self._beat is not None:
             self._beat.resumed(now)
             self._watch()
@@ -524,7 +491,10 @@ class Connection:
         if self._corked:
             return
         outbox, transport = self.outbox, self.transport
-        while outbox and (room := HIGH_WATER - transport.buffered) > 0:
+        if self._behind:
+            self._move()
+        high = self.engine.high_water
+        while outbox and (room := high - transport.buffered) > 0:
             units = outbox.take(room)
             if self._freight is not None and not (units := self._unfenced(units)):
                 continue
@@ -532,8 +502,9 @@ class Connection:
             transport.send(units)
         if self._freight is not None:
             self._ship(self._freight)
-        self.clear = not outbox and not transport.buffered and self._freight is None and not self.closing
-        if self.lagging and outbox.size + transport.buffered <= HIGH_WATER // 2:
+        self._untaken = buffered = transport.buffered
+        self.clear = not outbox and not buffered and self._freight is None and not self.closing
+        if self.lagging and outbox.size + buffered <= high // 2:
             members, self.lagging = self.lagging, {}
             for member in members:
                 if self._freight is not None and self._freight.holds(member.room.name):
@@ -556,7 +527,7 @@ class Connection:
     def _ship(self, freight: Freight) -> None:
         """Send one more piece of what is large, if the transport has passed on what it had (T8)."""
         transport = self.transport
-        if freight.ready and transport.buffered <= HIGH_WATER // 2:
+        if freight.ready and transport.buffered <= self.engine.high_water // 2:
             batch, units = freight.next()
             self._count(batch.units)
             transport.send_batch(batch)
@@ -599,6 +570,8 @@ class Connection:
     def authenticated(self, session: Session[Any]) -> None:
         """The connection has a session: heartbeats and expiry begin."""
         self.session = session
+        self.transport.max_frame = self.engine.limits.max_frame
+        self.engine.admission.settled(self)
         if self._auth_deadline is not None:
             self._auth_deadline.cancel()
             self._auth_deadline = None
@@ -637,13 +610,37 @@ class Connection:
     def _heartbeat(self) -> None:
         if self._beat is None or self.closing:
             return
-        action = self._beat.due(self.engine.clock.monotonic())
+        now = self.engine.clock.monotonic()
+        action = self._beat.due(now)
+        if action is Action.DEAD and self._behind:
+            self._move()
+            if self._moved:
+                self._moved = False
+                self._beat.delayed(now)
+                self._watch()
+                return
         if action is Action.DEAD:
             self.engine.counters.add("heartbeats_lost")
             self.close(codes.NO_PONG, "no pong")
             return
+        if action is Action.PING:
+            self._behind = bool(self.outbox) or self.transport.buffered > 0 or self._freight is not None
+            self._untaken, self._moved = self.transport.buffered, False
         if action is not Action.PING or self.control(_PING):
             self._watch()
+
+    def _move(self) -> None:
+        """Look whether the peer has taken something of what a ping stands behind: then it lives, and is slow (F4)."""
+        buffered = self.transport.buffered
+        if buffered < self._untaken:
+            self._moved = True
+            self._untaken = buffered
+        if not buffered and not self.outbox and self._freight is None:
+            # All of it, the ping included: from here on its time to answer runs.
+            self._behind = False
+            if self._beat is not None:
+                self._beat.delayed(self.engine.clock.monotonic())
+                self._watch()
 
     def close(self, code: int, reason: str, *, window: Window | None = None) -> None:
         """Send what is queued, say why, and end. Idempotent."""
@@ -697,6 +694,7 @@ class Connection:
         for deadline in deadlines:
             if deadline is not None:
                 deadline.cancel()
+        self.engine.admission.settled(self)
         self._beat = None
         self.lagging.clear()
         self.outbox.clear()
@@ -710,12 +708,9 @@ class Connection:
         self._freight = None
         if self._replies_leave is not None and not self._replies_leave.done():
             self._replies_leave.set_result(None)
-        if self._assembler is not None:
-            self.engine.assembling -= self._assembler.size
-            self._assembler = None
-        if self._chunk_deadline is not None:
-            self._chunk_deadline.cancel()
-            self._chunk_deadline = None
+        if self._assembly is not None:
+            self._assembly.let_go()
+            self._assembly = None
 
     def __repr__(self) -> str:
         who = repr(self.session.identity.user) if self.session is not None else "nobody yet"

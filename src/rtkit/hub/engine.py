@@ -30,10 +30,12 @@ from ..primitives.tasks import Tasks
 from ..publisher import topic_of
 from ..streams import StreamPage
 from ..wire import UNIT, Envelope, Kind, Publication, Window
+from .admission import HubAdmission
 from .authority import Authority
 from .connection import Connection
 from .context import Context, outside_runs
 from .control import Control
+from .drain import Drain
 from .feature import Listener, RunningFeature, RunningPresence, RunningReceipts
 from .greeting import refresh_push
 from .handle import Room
@@ -42,8 +44,9 @@ from .lease import NodeLease
 from .local import LocalRoom, Member
 from .looplag import LoopLag
 from .parking import Parking, TakenUp
-from .prepared import REPLY_BYTES, publication, unsubscribe_unit
+from .prepared import HIGH_WATER, REPLY_BYTES, publication, unsubscribe_unit
 from .relay import CONTROL, Relay
+from .rereads import Rereads
 from .revocations import TOPIC as REVOCATIONS
 from .revocations import Revocations
 from .roundtrips import timed
@@ -87,7 +90,9 @@ class Engine:
         self.deadlines = Deadlines(self.clock, on_stall=self._stalled)
         self.lag = LoopLag(self)
         self.underway = Underway(self.clock)
+        self.admission = HubAdmission(self)
         self.authority = Authority(self)
+        self.rereads = Rereads(self.clock, self.deadlines)
         self.lease = NodeLease(self)
         self.relay = Relay(self)
         self.versions = Versions(self)
@@ -106,6 +111,8 @@ class Engine:
         self.small = self.limits.outbox // 2
         """Bytes of a unit at the most that goes through the outbox; larger ones leave apart (T8)."""
         self.small_rt = min(UNIT, self.small)
+        #: Bytes that a transport is given ahead of what it has passed on; the rest waits where policies act on it.
+        self.high_water = min(HIGH_WATER, self.small)
         self.assembling = 0
         """Bytes of unfinished large units, of all connections."""
         self.max_publication = max(
@@ -115,17 +122,21 @@ class Engine:
         self._parcels: WeakValueDictionary[int, Parcel] = WeakValueDictionary()
         self._large_units = 0
         self.accepting = True
+        self.parks = True
+        """Sessions outlive their connections (C3); while the hub drains, if another node could take them up."""
+        self.leaving: Drain | None = None
         self._opened = False
         self._dirty: list[Connection] = []
         self._pending: dict[LocalRoom, None] = {}
         self._flushing = False
         self._published = 0  # bytes in this loop turn
         self._runs: dict[tuple[str, str, str], asyncio.Future[Any]] = {}
-        self._working: set[asyncio.Task[Any]] = set()
+        self.working: set[asyncio.Task[Any]] = set()
         self.repairs = asyncio.Semaphore(REPAIRS)
         self._complained = -math.inf
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self.quiet = asyncio.Event()
+        """There is no connection."""
+        self.quiet.set()
 
     # -- start and close ---------------------------------------------------------------------------
 
@@ -184,6 +195,8 @@ class Engine:
             await self.parking.aclose()
             await self.lease.release()
         finally:
+            if self.leaving is not None:
+                self.leaving.abandon()  # nobody is left, unless this was cancelled
             self.lag.close()
             self.deadlines.close()
             self.relay.close()
@@ -194,27 +207,12 @@ class Engine:
                 if self._opened:
                     await self.broker.aclose()
 
-    async def drain(self) -> None:
-        """Take no new client, and send those away that are there. Idempotent, and bounded."""
+    async def drain(self, *, spread: float | None = None, timeout: float | None = None) -> None:
+        """Take no new client, and send those away that are there; see :meth:`Hub.drain`."""
         self.accepting = False
-        self.parking.end_all("draining")
-        for connection in list(self.connections):
-            connection.close(codes.DRAINING, "draining", window=Window(0.0, 1.0))
-        try:
-            async with timeout(self.clock, self.limits.drain_timeout):
-                current = asyncio.current_task()
-                while working := self._working - {current}:
-                    await asyncio.wait(working)
-                await self._quiet.wait()
-        except TimeoutError:
-            logger.warning(
-                "after %s s, %d handlers and %d connections had not ended",
-                self.limits.drain_timeout,
-                len(self._working),
-                len(self.connections),
-            )
-            for connection in list(self.connections):
-                connection.lost(1006, "the hub has closed")
+        if self.leaving is None:
+            self.leaving = Drain(self)
+        await self.leaving.run(spread, timeout)
 
     # -- owned tasks and time ----------------------------------------------------------------------
 
@@ -225,8 +223,8 @@ class Engine:
     def work(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         """The same for commands and their handlers: a closing hub lets them end, within its deadline."""
         task = self.tasks.spawn(func, *args, context=outside_runs(self.hub))
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        self.working.add(task)
+        task.add_done_callback(self.working.discard)
 
     def task(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> asyncio.Task[Any]:
         """The same, for somebody who waits, or cancels it."""
@@ -364,9 +362,15 @@ class Engine:
     def adopt(self, connection: Connection) -> None:
         """A transport was opened."""
         self.connections.add(connection)
-        self._quiet.clear()
+        self.quiet.clear()
         self.lag.start()
         self.counters.add("connections")
+        if not self.admission.enter(connection):
+            connection.close(codes.TRY_LATER, "try again later")
+        if not self.accepting:
+            # Let in before the hub began to drain; its host has to know of it before it is closed.
+            window = Window(0.0, 1.0)
+            self.loop.call_soon(lambda: connection.close(codes.DRAINING, "draining", window=window))
 
     def begin(
         self, connection: Connection, identity: Identity[Any], taken: TakenUp | None = None
@@ -405,10 +409,11 @@ class Engine:
     def dropped(self, connection: Connection) -> None:
         """The host has let go of the transport."""
         self.connections.discard(connection)
+        self.admission.left(connection)
         if connection.http is not None:
             self.web.forget(connection.http)
         if not self.connections:
-            self._quiet.set()
+            self.quiet.set()
 
     def disconnected(
         self, connection: Connection, session: Session[Any], reason: str, *, window: float | None = 0.0
@@ -424,7 +429,7 @@ class Engine:
             and connection.rt
             and connection.transport.kind != "events"  # nobody comes back to a session there, but to a place
             and (session.established or session.resumed)
-            and self.accepting
+            and self.parks
             and self.limits.grace is not None
         ):
             self.parking.park(session, reason, window=window)
@@ -605,6 +610,8 @@ class Engine:
         """Begin a new epoch in a room's stream, and have every node notice."""
         topic = topic_of(name)
         position = await self.stream.clear(topic)
+        if (room := self.rooms.get(name)) is not None:
+            room.forget_reads()
         await self.control.check_everywhere(name)
         return position
 

@@ -50,6 +50,7 @@ async def connect(connection: Connection, command: Command) -> None:
     if connection.session is not None:
         connection.close(codes.BAD_REQUEST_CLOSE, "bad request: connected already")
         return
+    engine.admission.spoke(connection)
     data = None if isinstance(body.data, UnsetType) else loads(bytes(body.data), _any)
     limit = timeout(engine.clock, engine.limits.auth_timeout)
     try:
@@ -81,7 +82,10 @@ async def connect(connection: Connection, command: Command) -> None:
     except Reject as error:
         connection.outbox.clear()  # nothing of a session that does not come about
         connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
-        connection.close(codes.NOT_PERMITTED_CLOSE, "not permitted")
+        if error.retry_after is not None:
+            connection.close(codes.TRY_LATER, "try again later")
+        else:
+            connection.close(codes.NOT_PERMITTED_CLOSE, "not permitted")
     except Unavailable as error:
         logger.warning("%s", error)
         connection.outbox.clear()
@@ -102,14 +106,21 @@ async def _begin(connection: Connection, identity: Identity[Any], body: Connect)
     """The session, new or taken up, and what its client is told; None when there is nobody to tell."""
     engine, limits = connection.engine, connection.engine.limits
     passing = engine.control.expect(identity.user)
+    resume = body.rt.resume if body.rt is not None else ""
+    seat = engine.admission.seat(identity.user)
     try:
-        taken = await engine.parking.take_up(body.rt.resume, identity) if body.rt is not None else None
+        if not await engine.parking.holds(resume, identity):
+            seat.take()  # before the claim: a session that is taken from another node must not be refused here
+        taken = await engine.parking.take_up(resume, identity)
+        if taken is None or taken.client not in engine.sessions:
+            seat.take()
         if engine.revocations.holds(identity.user):  # since it was authenticated
             connection.close(codes.REVOKED, "revoked")
             return None
         session = engine.begin(connection, identity, taken)
     finally:
         passing.close()
+        seat.close()
     if session is None:
         connection.close(codes.REPLACED, "replaced by a newer connection")
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import secrets
@@ -19,12 +20,15 @@ from ..brokers import Broker, open_url
 from ..clock import Clock
 from ..errors import NotRunning, UsageError, WrongLoop, WrongProcess
 from ..hosting.asgi import AsgiHost
+from ..hosting.endpoints import Crowded
 from ..identity import Credentials, Identity
 from ..messages import Published
-from ..metrics import Counted, Counters, Timings
+from ..metrics import Counted, Counters, Observer, Timings
 from ..primitives.clocks import LoopClock
 from ..transports import Answer, Driver, Handshake, HttpRequest, Refused, Transport
 from ..wire.envelope import FORMATS, Formats
+from .address import Proxies
+from .admission import turn_away
 from .config import Limits
 from .connection import Connection
 from .context import Context, Hook
@@ -64,6 +68,8 @@ class Hub(Router[C], Generic[C]):
         ``anonymous`` lets everybody in.
     :param broker: a URL such as ``memory://``, or a broker of one's own making.
     :param origins: web origins that may connect besides the page's own host; ``"*"`` for any.
+    :param trusted_proxies: networks of proxies whose ``X-Forwarded-For`` is believed, such as ``10.0.0.0/8``; ``unix``
+        for whoever comes through a Unix socket. See :class:`Credentials` and ``Limits(address_connections=…)``.
     :param limits: see :class:`Limits`.
     :param state: whatever handlers shall find at ``ctx.hub.state``: a database pool, settings.
     :param secret: signs resume tokens (C4); the same on all nodes, 32 bytes or so. Without it the broker holds one.
@@ -80,6 +86,7 @@ class Hub(Router[C], Generic[C]):
         authenticate: Callable[[Credentials], Awaitable[Identity[C]]],
         broker: str | Broker = "memory://",
         origins: Sequence[str] = (),
+        trusted_proxies: Sequence[str] = (),
         limits: Limits | None = None,
         state: Any = None,
         secret: bytes | None = None,
@@ -90,6 +97,7 @@ class Hub(Router[C], Generic[C]):
         self.authenticate_hook = must_be_async(authenticate, "authenticate")
         self.limits = limits or Limits()
         self.origins = _checked_origins(origins)
+        self.proxies = Proxies(trusted_proxies)
         self.state = state
         self.secret = secret
         self.clock: Clock = clock or LoopClock()
@@ -102,12 +110,13 @@ class Hub(Router[C], Generic[C]):
         self._engine: Engine | None = None
         self._counted = Counters()  # by runs that are over
         self._timed = Timings()
+        self._observers: list[Observer] = []
         self._starting: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._host = AsgiHost(
-            self, lifespan=self.lifespan, ready=self._not_ready, drain=self.drain, clock=self.clock
+            self, lifespan=self.lifespan, ready=self._readiness, drain=self.drain, clock=self.clock
         )
 
     # -- life ------------------------------------------------------------------------------------
@@ -139,6 +148,8 @@ class Hub(Router[C], Generic[C]):
             engine = Engine(
                 self, self.table(), open_url(broker, clock=self.clock) if isinstance(broker, str) else broker
             )
+            for observer in self._observers:
+                engine.timings.tell(observer)
             await engine.start()
         except BaseException as error:
             try:
@@ -156,17 +167,34 @@ class Hub(Router[C], Generic[C]):
         self._starting = None
         starting.set_result(None)
 
-    async def drain(self) -> None:
-        """Take no new client, and send those that are there away, told when to come back (L2). Idempotent and bounded.
+    async def drain(self, *, spread: float | None = None, timeout: float | None = None) -> None:
+        """Take no new client, and send those that are there to other nodes, told when to come back (L1, L2).
 
-        All else goes on: handlers end, the application may publish, until :meth:`aclose`. Under uvicorn a SIGTERM
-        does this first; where nothing does, call it before the process is told to end.
+        At once ``ready`` says 503. Connections are closed in random order and evenly, rtkit's own clients with a
+        window. Where there is another node, their sessions are handed over to it: nobody is seen leaving. It returns
+        when that is done and handlers have ended. All else goes on, so that the application may publish, until
+        :meth:`aclose`. Our own server and uvicorn do this at a SIGTERM; where nothing does, call it before the
+        process is told to end.
+
+        :param spread: seconds over which the clients set out for other nodes, at the most: 500 a second are never too
+            many. ``Limits(drain_spread=…)`` unless given; 0 for all at once.
+        :param timeout: seconds until it returns at the latest, having dropped whoever is left. The spread and
+            ``Limits(drain_timeout=…)`` unless given. Where it is too short for the spread, clients are sent away
+            earlier and told to come back later.
+        :raises ValueError: for seconds that are negative or not finite.
+
+        Idempotent: a second call, and :meth:`aclose`, join the first, and shorten it if they say so.
+
+        Cancellation: it goes on, and nobody waits for it.
         """
+        for name, seconds in (("spread", spread), ("timeout", timeout)):
+            if seconds is not None and not 0 <= seconds < math.inf:
+                raise ValueError(f"drain({name}=…) is 0 or more seconds, not {seconds!r}")
         if self._engine is not None:
-            await self._engine.drain()
+            await self._engine.drain(spread=spread, timeout=timeout)
 
     async def aclose(self) -> None:
-        """Send every client away, told when to come back, and let go of everything. Idempotent and bounded.
+        """:meth:`drain`, and let go of everything. Idempotent and bounded.
 
         Afterwards no task, timer, socket or subscription of the hub is left, and it may be started again.
         """
@@ -326,6 +354,12 @@ class Hub(Router[C], Generic[C]):
             **({} if engine is None else present(engine)),
         )
 
+    def _tell(self, observer: Observer) -> None:
+        """Have an exporter told of each value that is measured from now on, in all runs."""
+        self._observers.append(observer)
+        if self._engine is not None:
+            self._engine.timings.tell(observer)
+
     # -- what hosts do with it -----------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -361,6 +395,11 @@ class Hub(Router[C], Generic[C]):
         """Bytes of one inbound frame at the most."""
         return self.limits.max_frame
 
+    @property
+    def max_connect(self) -> int:
+        """Bytes that a client may send before it is let in."""
+        return self.limits.max_connect
+
     async def ensure_running(self) -> None:
         """Start, if nobody has yet; not again while it closes, so that :meth:`admit` can refuse."""
         if self._closing is None:
@@ -383,8 +422,10 @@ class Hub(Router[C], Generic[C]):
             self._engine.counters.add("refusals", reason)
 
     def connect(self, transport: Transport, handshake: Handshake) -> Driver:
-        """Drive a transport that a host has accepted."""
+        """Drive a transport that a host has accepted; or turn its client away, if too many come (F2)."""
         engine = self.engine
+        if (refusal := engine.admission.refuse(handshake)) is not None:
+            return turn_away(transport, refusal)
         connection = Connection(engine, transport, handshake)
         engine.adopt(connection)
         return connection
@@ -396,6 +437,13 @@ class Hub(Router[C], Generic[C]):
     def _not_ready(self) -> float | None:
         engine = self._engine
         return None if engine is None or engine.accepting else 1.0
+
+    def _readiness(self) -> float | None:
+        """What ``ready`` says (M4, T7)."""
+        engine = self._engine
+        if engine is not None and engine.accepting and engine.admission.busy:
+            return Crowded(1.0)
+        return self._not_ready()
 
     def __repr__(self) -> str:
         state = "running" if self._engine is not None else "idle"

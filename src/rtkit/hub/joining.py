@@ -127,7 +127,8 @@ class Joining:
             room.feed.doubt()
             await room.repair()
             return
-        page = await room.read(catch.position, room.engine.limits.recovery_page)
+        assert catch.position is not None
+        page = await room.read_on(catch.position)
         room._extend(page)
         entries, gap = catch.page(page)
         if gap is not None:

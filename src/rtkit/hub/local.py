@@ -54,6 +54,8 @@ logger = logging.getLogger("rtkit.hub")
 
 #: Messages buffered for a joiner of a room without history, while its ``on_join`` hook runs.
 JOIN_BUFFER = 256
+#: Bytes that a message is more on the wire, about: small ones are mostly that.
+_WRAPPING = 128
 
 
 class Member:
@@ -104,11 +106,15 @@ class LocalRoom:
         self.live: dict[Member, None] = {}
         self.outside: dict[Member, None] = {}
         self.subscribed = False
+        self._asked = (
+            False  # for that; a broker that could not confirm it may do it all the same, when it is back
+        )
         self._pending: list[Prepared] = []  # delivered in this loop turn, and not yet handed to the members
         self._pending_bytes = 0
         self._pending_epoch = ""
         self._arrived: float | None = None  # when the first of them was delivered
         self._published: float | None = None  # when the first of them that this node has published was
+        self._rereads = engine.rereads.room()
         self._reading = asyncio.Lock()
         self._gate = asyncio.Lock()
         self._repairing = False
@@ -144,6 +150,8 @@ class LocalRoom:
             self.repair_soon()
 
     def _deliver(self, entry: Entry) -> None:
+        if self._rereads.size and self.feed is not None and self.feed.cursor is not None:
+            self._rereads.delivered(self.feed.cursor.epoch, entry)
         for member in self.outside:
             if member.outside is not None:
                 member.outside.offer(entry)
@@ -174,7 +182,7 @@ class LocalRoom:
         self._pending.append(prepared)
         if self._published is None:
             self._published = began
-        self._pending_bytes += prepared.size
+        self._pending_bytes += prepared.size + _WRAPPING
         if self._pending_bytes >= HIGH_WATER:
             self.settle()
 
@@ -257,9 +265,15 @@ class LocalRoom:
     ) -> None:
         """Queue for one member; what did not simply fit is noted, to be dealt with when all have theirs (D3)."""
         for each in pending:
-            key = self._key(each.envelope) if policy == "latest_per_key" else None
             unit = each.unit(connection.rt)
-            spill = connection.push(self.name, unit, policy, key=key, mark=each.offset)
+            if policy == "latest_per_key":
+                before = connection.outbox.conflated
+                key = self._key(each.envelope)
+                spill = connection.push(self.name, unit, policy, key=key, mark=each.offset)
+                if connection.outbox.conflated != before:
+                    self.engine.counters.add("drops", policy)  # the one whose place it took (D2)
+            else:
+                spill = connection.push(self.name, unit, policy, mark=each.offset)
             if spill is not None:
                 spilled.append((member, spill, each.offset))
 
@@ -330,6 +344,14 @@ class LocalRoom:
         """A page of this room's stream."""
         return await self.stream.read(self.topic, since=since, limit=limit, history=self.family.history)
 
+    async def read_on(self, position: Position) -> StreamPage:
+        """A page from where a member stands: what was read for others does as well (F2)."""
+        return await self._rereads.read(position, self.engine.limits.recovery_page, self.read)
+
+    def forget_reads(self) -> None:
+        """What was read is not to be shown any more."""
+        self._rereads.forget()
+
     def repair_soon(self) -> None:
         """Repair in the background, and do not give up while the broker is away."""
         # Before the subscription is through, nothing is read: the first page judges what came till then (H2).
@@ -396,6 +418,7 @@ class LocalRoom:
             for member in list(self.live):
                 self._tell(member, moved.gap, moved.start)
         if moved.epoch_changed:
+            self._rereads.forget()
             for kind in self.family.rooms.features:
                 self.engine.features[kind].renewed(self)
         for entry in moved.entries:
@@ -440,6 +463,7 @@ class LocalRoom:
             if not self.subscribed:
                 if self.feed is not None:
                     self.feed = Feed()
+                self._asked = True
                 await self.engine.broker.subscribe([self.topic])
                 self.subscribed = True
         if self.feed is not None and self.feed.cursor is None:
@@ -448,8 +472,10 @@ class LocalRoom:
     async def close(self) -> None:
         """Let go of the topic, unless somebody has come meanwhile."""
         async with self._gate:
-            if self.subscribed and not (self.live or self.outside):
-                self.subscribed = False
+            if not (self.live or self.outside):
+                self._rereads.forget()
+            if self._asked and not (self.live or self.outside):
+                self.subscribed = self._asked = False
                 await self.engine.broker.unsubscribe([self.topic])
 
     def admit(self, member: Member) -> None:
@@ -489,12 +515,13 @@ class LocalRoom:
                 await self.repair()
                 continue
             before = catch.position
-            page = await self.read(before, self.engine.limits.recovery_page)
+            assert before is not None
+            page = await self.read_on(before)
             if member.left:
                 return
             self._extend(page)
             entries, gap = catch.page(page)
-            assert before is not None and catch.position is not None
+            assert catch.position is not None
             if gap is not None or catch.position.epoch != before.epoch:
                 self._tell(member, gap, Position(page.epoch, page.start))
             if not self._push_all(member, catch, entries):

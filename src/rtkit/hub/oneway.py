@@ -99,6 +99,8 @@ async def open_events(engine: Engine, request: HttpRequest) -> Response | Stream
         return refusal(refused.status, refused.reason)
     except BadUnit as error:
         return refusal(400, error.message)
+    if (turned := engine.admission.refuse(handshake)) is not None:
+        return come_back(engine.random, *turned.window)
     rooms, left = asked.rooms, list[str]()
     if asked.returns and asked.bookmark is not None:
         left = [room for room in rooms if asked.bookmark.has_left(room)]
@@ -149,11 +151,13 @@ def _refused(engine: Engine, declined: Declined, *, returns: bool) -> Response:
     return plain(status, text, *more)
 
 
-def come_back(chance: random.Random, seconds: float) -> Response:
+def come_back(chance: random.Random, least: float, most: float | None = None) -> Response:
     """The "try again later" that an ``EventSource`` understands: a stream that is over.
 
-    :param seconds: from which on; at a random moment within as much again, so that not all come at once.
+    :param least: seconds after which it comes, at a random moment, so that not all come at once;
+    :param most: and those by then; without it twice as many.
     """
-    retry = math.ceil(1000 * seconds * (1 + chance.random()))
+    most = 2 * least if most is None else most
+    retry = math.ceil(1000 * (least + (most - least) * chance.random()))
     body = b"retry: %d\n: try again later\n\n" % retry
     return Response(200, (*HEADERS, ("content-length", str(len(body)))), body)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from ..brokers.base import keeps_state
-from ..errors import BadUnit, BrokerUnavailable, Unavailable
+from ..errors import BrokerUnavailable, Unavailable
 from ..primitives.clocks import timeout
 from ..wire.envelope import Head
 
@@ -41,6 +41,8 @@ PATIENCE: Final = 2.0
 _AGAIN: Final = 5.0
 #: Seconds until the answer itself must be there, however often *later* is said, unless the caller has more patience.
 _WITHIN: Final = 30.0
+#: Seconds that a node's silence is remembered.
+_FORGET: Final = 60.0
 #: Answers that are kept for who asks again.
 _KEPT: Final = 256
 
@@ -158,6 +160,7 @@ class Relay:
         self._waiting: dict[str, _Waiting | _Gathering] = {}
         self._later: dict[str, asyncio.Future[Answered]] = {}
         self._done: OrderedDict[str, Answered] = OrderedDict()
+        self._silent: dict[str, float] = {}  # nodes that did not answer, since when
         self._closed = False
 
     async def ask(
@@ -180,6 +183,7 @@ class Relay:
         Cancellation: the other node may do it all the same.
         """
         if await self._engine.lease.holds(node) is False:
+            self._silent.pop(node, None)
             return None
         request.id, request.node = secrets.token_hex(8), self._engine.node_id
         topic, clock = topic_of_node(node), self._engine.clock
@@ -196,9 +200,20 @@ class Relay:
                         return waiting.answer.result()
                 else:
                     silent += 1
+            self._keeps_silent(node)
             return None
         finally:
             del self._waiting[request.id]
+
+    def silent(self, node: str) -> bool:
+        """Whether it let the last question go unanswered, and nothing was heard of it since: it may be dead."""
+        return node in self._silent
+
+    def _keeps_silent(self, node: str) -> None:
+        now = self._engine.clock.monotonic()
+        # A node that is dead is never heard of again; nor is it asked again, once its lease is over.
+        self._silent = {name: since for name, since in self._silent.items() if now - since < _FORGET}
+        self._silent[node] = now
 
     async def ask_all(self, request: Ask, *, patience: float = PATIENCE, tries: int = 2) -> Everybody:
         """Have all nodes do something, this one too. What they do has to be plain: nobody may answer *later*.
@@ -274,12 +289,8 @@ class Relay:
         :raises BadUnit: for what none has.
         """
         formats = self._engine.versions.formats
-        try:
-            message = _messages.decode(payload)
-        except (msgspec.DecodeError, RecursionError, ValueError):
-            formats.judge("a request between nodes", payload, _heads.decode)
-            raise BadUnit("not a request between nodes of rtkit") from None
-        formats.check("a request between nodes", message.v)
+        message = formats.decode("a request between nodes", payload, _messages.decode, _heads.decode)
+        self._silent.pop(message.node, None)
         if isinstance(message, Answered):
             waiting = self._waiting.get(message.id)
             if waiting is not None:

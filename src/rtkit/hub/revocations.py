@@ -35,7 +35,7 @@ from ..brokers.base import keeps_state
 from ..errors import BadUnit, NotSupported, Unavailable
 from ..position import Position
 from ..primitives.clocks import sleep
-from ..wire.envelope import Formats, Head
+from ..wire.envelope import Formats
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -83,17 +83,10 @@ class Revocation(msgspec.Struct, omit_defaults=True, frozen=True):
 
 _encode: Final = msgspec.json.Encoder().encode
 _entries: Final = msgspec.json.Decoder(Revocation)
-_heads: Final = msgspec.json.Decoder(Head)
 
 
 def _decode(formats: Formats, value: bytes) -> Revocation:
-    try:
-        found = _entries.decode(value)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        formats.judge("a revocation", value, _heads.decode)
-        raise BadUnit("not a revocation of rtkit") from None
-    formats.check("a revocation", found.v)
-    return found
+    return formats.decode("a revocation", value, _entries.decode)
 
 
 class Revocations:

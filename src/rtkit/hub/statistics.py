@@ -39,6 +39,9 @@ class HubStatistics:
     :param queued_bytes: of all of them, in outboxes and in the buffers of transports (D1).
     :param queued_most: of the one that has most.
     :param assembling: bytes of unfinished large units, of all connections.
+    :param handshakes: connections that are not authenticated.
+    :param backlog: of those who were told to come back since too many came, how many have yet to (F2).
+    :param addresses: addresses that have a connection, of those that are counted (F1).
     :param tasks: tasks that the hub owns.
     :param deadlines: heartbeats, expiries and the like that are set.
     :param totals: counters by name; one with a label appears as ``name{label}``.
@@ -59,6 +62,9 @@ class HubStatistics:
     queued_bytes: int = 0
     queued_most: int = 0
     assembling: int = 0
+    handshakes: int = 0
+    backlog: int = 0
+    addresses: int = 0
     tasks: int = 0
     deadlines: int = 0
     totals: Mapping[str, int] = field(default_factory=_nothing, compare=False)
@@ -93,6 +99,9 @@ def present(engine: Engine) -> dict[str, Any]:
         "queued_bytes": sum(waiting),
         "queued_most": max(waiting, default=0),
         "assembling": engine.assembling,
+        "handshakes": engine.admission.handshakes,
+        "backlog": engine.admission.backlog,
+        "addresses": engine.admission.addresses,
         "tasks": len(engine.tasks),
         "deadlines": len(engine.deadlines) - engine.lag.ticking,
     }

@@ -27,6 +27,7 @@ from ..transports import (
     Stream,
     Streaming,
     StreamPipe,
+    most_of_body,
     plain,
     refusal,
 )
@@ -53,6 +54,8 @@ R = TypeVar("R")
 #: Units in one request at the most; counted before they are told apart.
 MAX_UNITS: Final = 64
 _RETRY_AFTER: Final = 5
+#: The unit that clients end with; a page that goes does not ask again if it is refused.
+_BYE: Final = b'{"bye":{}}'
 
 _METHODS: Final = {
     "sse": ("GET", "POST", "DELETE"),
@@ -89,6 +92,8 @@ async def answer(hub: Hub[Any], request: HttpRequest) -> Answer:
         if request.endpoint != "events":  # which has its own words for "not now"
             if _opens(request):
                 hub.admit(request.handshake)
+                if (turned := hub.engine.admission.refuse(request.handshake)) is not None:
+                    raise turned.refused(hub.random)
             elif not origin_allowed(request.handshake, hub.origins):
                 raise Refused(403, "this origin may not connect; the server lists others in Hub(origins=…)")
             # Else it is of a session, which may be used to its end while the hub drains: a poll fetches the goodbye.
@@ -197,7 +202,7 @@ class Web:
         frame = request.body
         if method == "GET":
             frame = request.handshake.params().get("cf_connect", "").encode()
-        if refused := self._check_body(frame):
+        if refused := self._check_body(frame, endpoint):
             return refused
         if not frame.strip():
             return plain(400, "the body is the connect command\n")
@@ -206,9 +211,10 @@ class Web:
             return self._open_poll(frame, request.handshake)
         return self._open_stream(EVENT_STREAM if endpoint == "sse" else HTTP_STREAM, frame, request.handshake)
 
-    def _check_body(self, frame: bytes) -> Response | None:
-        if len(frame) > self._engine.limits.max_frame:
-            return plain(413, f"a body has at most {self._engine.limits.max_frame} bytes\n")
+    def _check_body(self, frame: bytes, endpoint: str) -> Response | None:
+        most = most_of_body(self._engine.hub, endpoint)
+        if len(frame) > most:
+            return plain(413, f"a body has at most {most} bytes\n")
         if frame.count(b"\n") > MAX_UNITS:
             return plain(413, f"a body has at most {MAX_UNITS} units\n")
         return None
@@ -258,7 +264,7 @@ class Web:
         seq = request.handshake.header("rt-seq") or ""
         if not (seq.isascii() and seq.isdigit() and len(seq) < 16 and int(seq)):
             return plain(400, "RT-Seq is the number of this request, from 1\n")
-        if refused := self._check_body(request.body):
+        if refused := self._check_body(request.body, "send"):
             return refused
         return await self._carry("send", request, number=int(seq), body=request.body)
 
@@ -276,7 +282,7 @@ class Web:
                 data = _text.decode(data).encode()
         except (msgspec.DecodeError, UnicodeEncodeError):
             return plain(400, 'the body is {"session": …, "node": …, "data": …}\n')
-        if refused := self._check_body(data):
+        if refused := self._check_body(data, "emulation"):
             return refused
         found = await self._carry("emulate", request, session=body.session, body=data)
         gone = isinstance(found, Response) and found.status == 410
@@ -335,7 +341,8 @@ class Web:
     def take(self, request: Ask) -> Obeyed:
         """Do with a session what a request asks; plain, on the owner."""
         http = self.sessions.get(request.session)
-        if http is None and request.do == "bye":
+        last = request.do == "bye" or (request.do == "send" and request.body.endswith(_BYE))
+        if http is None and last:
             http = self._parted.get(request.session)
         if http is None:
             return Answered(status=410, body=b"this session has ended\n")
@@ -343,7 +350,7 @@ class Web:
             return Answered(status=status, body=b"this session is another's\n")
         if request.do == "poll":
             return self._take_poll(http, request.number)
-        if request.do == "bye":
+        if request.do == "bye" or (last and http.transport.closed):
             self._bye(http)
             return Answered(status=204)
         if http.transport.closed:
@@ -351,7 +358,7 @@ class Web:
         if request.do == "emulate":
             repeated = request.id and http.is_repeated(request.id)
             return Answered(status=204) if repeated else http.emulate(request.body)
-        if http.transport.paused:
+        if http.transport.paused and not last:
             return Answered(status=429, retry_after=1, body=b"too many commands wait\n")
         if http.uplink.take(request.number, request.body) is Taken.REFUSED:
             return Answered(status=429, retry_after=1, body=b"requests before this one are missing\n")

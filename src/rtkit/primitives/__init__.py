@@ -6,6 +6,7 @@ outbox, heartbeat, rate limit, back-off, registry) never awaits and takes the ti
 
 from __future__ import annotations
 
+from .admission import Admission, AdmissionStatistics
 from .attach import AttachedConnection, AttachedConnectionStatistics, AttachPolicy, attach
 from .backoff import Backoff, BackoffStatistics
 from .clocks import LoopClock, Timeout, sleep, sleep_until, timeout
@@ -18,6 +19,7 @@ from .heartbeat import (
     SilenceWatch,
     SilenceWatchStatistics,
 )
+from .keyed import KeyedLimit, KeyedLimitStatistics
 from .outbox import Outbox, OutboxStatistics, Overflow, Spill
 from .ratelimit import Rate, TokenBucket, TokenBucketStatistics
 from .rooms import Membership, Receiver, RoomRegistry, RoomRegistryStatistics, TextReceiver
@@ -48,8 +50,12 @@ __all__ = [
     "SilenceWatch",
     "SilenceWatchStatistics",
     # limits and retries
+    "Admission",
+    "AdmissionStatistics",
     "Backoff",
     "BackoffStatistics",
+    "KeyedLimit",
+    "KeyedLimitStatistics",
     "Rate",
     "TokenBucket",
     "TokenBucketStatistics",

@@ -18,6 +18,8 @@ The side that pings (F4)
 - While we ourselves have paused reading, its answer cannot be heard, so the deadline stands still and
   goes on with what was left of it when reading goes on (C2). Pings still go out: they tell the peer
   that we live.
+- A ping that stands behind what a slow peer has not read yet is not heard yet. Whoever sends it may know
+  that: while the peer takes something, and when the ping itself leaves at last, its time begins anew.
 
 What comes next is a ping or a judgement (:attr:`HeartbeatState.judging`). When we ourselves stood still,
 a judgement has to be put off, for we did not listen; a ping is overdue, for the peer did (F5).
@@ -92,7 +94,8 @@ class HeartbeatState:
     """The heartbeat of one connection, from the side that pings.
 
     Every *now* is seconds of one monotonic clock. Call :meth:`start` first, :meth:`due` whenever
-    ``next_at`` has come, and read ``next_at`` again after each call of it, after ``resumed``, and when ``heard`` or
+    ``next_at`` has come, and read ``next_at`` again after each call of it, after ``delayed`` and
+    ``resumed``, and when ``heard`` or
     ``pong`` say so.
     """
 
@@ -161,6 +164,12 @@ class HeartbeatState:
         if self._pinged_at != _NEVER:
             self.latency = now - self._pinged_at
         return self.heard(now)
+
+    def delayed(self, now: float) -> None:
+        """The ping has not left yet, or leaves only now: the time to answer it begins here (D1)."""
+        if self._pong_by != _NEVER:
+            self._pong_by = (now if self._paused_at == _NEVER else self._paused_at) + self._policy.timeout
+            self._pinged_at = _NEVER  # its time would include the wait
 
     def paused(self, now: float) -> None:
         """We stopped reading: from now on an answer cannot be heard (C2). Idempotent."""

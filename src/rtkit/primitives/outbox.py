@@ -536,6 +536,11 @@ class Outbox:
         """Bytes of pushes it holds at the most."""
         return self._limit
 
+    @property
+    def conflated(self) -> int:
+        """Entries so far whose place a later one with the same key took."""
+        return self._conflated
+
     def __len__(self) -> int:
         return 0 if self._queue is None else len(self._queue) - self._dead
 

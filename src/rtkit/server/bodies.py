@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, final
 
 from ..hosting.endpoints import plain
+from ..transports import most_of_body
 from .exchanges import answer_api, answer_hub
 from .heads import Head, RequestRefused, too_large
 
@@ -69,8 +70,9 @@ def _body(site: Site, head: Head) -> Body:
         if refused is not None:
             raise RequestRefused(refused)
         return Body(api.max_body, answer_api)
-    if site.exchange(head) is None:
+    endpoint = site.exchange(head)
+    if endpoint is None:
         return Body(site.limits.body)
     if sum(name == "origin" for name, _ in head.headers) > 1:
         raise RequestRefused(plain(400, "more than one Origin header\n"))
-    return Body(site.acceptor.max_frame, answer_hub)
+    return Body(most_of_body(site.acceptor, endpoint), answer_hub)

@@ -34,7 +34,7 @@ __all__ = ["Listener", "bind_tcp", "bind_unix"]
 #: Connections that wait in the kernel; more are refused by it, or have to try again.
 _BACKLOG: Final = 2048
 #: Connections accepted in one loop turn.
-_A_TURN: Final = 32
+_A_TURN: Final = 8
 #: Seconds until accepting is tried again when it was not possible.
 _PAUSE: Final = 1.0
 _HOPELESS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))

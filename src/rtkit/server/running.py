@@ -63,7 +63,7 @@ async def listen(
         deflate=deflate,
         limits=limits,
         clock=clock or hub.clock,
-        ready=hub._not_ready,
+        ready=hub._readiness,
     )
     async with _running(hub, server, host, port, unix, sock):
         yield server
@@ -90,8 +90,9 @@ async def serve(
 
         asyncio.run(rtkit.serve(hub, port=8000))
 
-    At the first SIGTERM or SIGINT it drains: it takes no new connection, sends every client away with the time to come
-    back, gives handlers and requests their time to end, and returns. The second drops everything at once.
+    At the first SIGTERM or SIGINT it drains: it takes no new client, sends every client away with the time to come
+    back, has other nodes take their sessions up, gives handlers and requests their time to end, and returns; see
+    :meth:`.Hub.drain`. The second drops everything at once.
 
     :param host: a name or an address; None for every address of the machine.
     :param port: 0 for a free one, which is logged.
@@ -119,7 +120,7 @@ async def serve(
         deflate=deflate,
         limits=limits,
         clock=hub.clock,
-        ready=hub._not_ready,
+        ready=hub._readiness,
     )
     with Signals(server.abort) as signals:
         async with _running(hub, server, host, port, unix, sock):
@@ -141,7 +142,7 @@ async def _running(
         yield
     finally:
         try:
-            server.stop_accepting()
+            # Still listening: who is here polls, and sends, until it is sent away; who is new is told to come back.
             await hub.aclose()
         except BaseException:
             server.abort()

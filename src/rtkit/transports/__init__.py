@@ -1,6 +1,6 @@
 """State and format of each kind of pipe; a host moves the bytes."""
 
-from .acceptor import Acceptor
+from .acceptor import Acceptor, most_of_body
 from .base import Batch, Driver, Handshake, Pipe, Refused, Transport, joined
 from .http import (
     HTTP_ENDPOINTS,
@@ -34,6 +34,7 @@ __all__ = [
     "Transport",
     "WebSocketTransport",
     "joined",
+    "most_of_body",
     "plain",
     "refusal",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from .base import Driver, Handshake, Transport
 from .http import Answer, HttpRequest
 
-__all__ = ["Acceptor"]
+__all__ = ["Acceptor", "most_of_body"]
+
+#: Endpoints where the body of a request is the first that a client says.
+_OPENING: Final = frozenset({"sse", "http_stream", "poll"})
 
 
 class Acceptor(Protocol):
@@ -16,6 +19,11 @@ class Acceptor(Protocol):
     @property
     def max_frame(self) -> int:
         """Bytes of one inbound frame, or of a request's body, at the most."""
+        ...
+
+    @property
+    def max_connect(self) -> int:
+        """The same for somebody who has yet to say who it is (A1), in all that it says."""
         ...
 
     async def ensure_running(self) -> None:
@@ -41,3 +49,8 @@ class Acceptor(Protocol):
         Cancellation: the client has gone away; safe.
         """
         ...
+
+
+def most_of_body(acceptor: Acceptor, endpoint: str) -> int:
+    """Bytes that the body of a request to an endpoint may have, so that a host need not keep more of it."""
+    return min(acceptor.max_connect, acceptor.max_frame) if endpoint in _OPENING else acceptor.max_frame

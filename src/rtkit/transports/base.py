@@ -147,7 +147,13 @@ class Pipe(Protocol):
 
 
 class Transport(Protocol):
-    """One live pipe, as the hub sees it; dies with the network."""
+    """One live pipe, as the hub sees it; dies with the network.
+
+    :ivar max_frame: bytes of the next frame that comes in, at the most; the driver says so, and hosts that can see a
+        frame's length before its bytes go by it.
+    """
+
+    max_frame: int
 
     @property
     def kind(self) -> str:

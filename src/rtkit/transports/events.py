@@ -130,6 +130,7 @@ class EventsTransport:
         "_to_join",
         "_token",
         "_written",
+        "max_frame",
         "opened",
     )
 
@@ -162,6 +163,7 @@ class EventsTransport:
         self._stuck = stuck
         self._hold = hold
         self._chance = chance
+        self.max_frame = 0  # nothing comes in but what is said here
         self._driver: Closable | None = None
         self._pipe: StreamPipe | None = None
         self._phase = _Phase.JOINING

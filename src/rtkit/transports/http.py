@@ -46,7 +46,7 @@ class HttpRequest:
     :param method: in capitals.
     :param endpoint: the last segment of the path below the mount point.
     :param handshake: its head.
-    :param body: all of it, at most :attr:`Acceptor.max_frame` bytes.
+    :param body: all of it, at most as many bytes as :func:`~rtkit.transports.most_of_body` says.
     """
 
     method: str

@@ -46,7 +46,7 @@ class PollTransport:
     :param deadlines: keeps, the two below.
     :param wait: seconds a poll waits for something to say.
     :param gone: seconds between two polls, after which the peer is lost.
-    :param max_frame: bytes of a frame that comes up, at the most.
+    :ivar max_frame: bytes of a frame that comes up, at the most.
     :ivar paused: nothing more is to be taken from the peer now (C2).
     :ivar resumed: called when that is over.
     """
@@ -60,13 +60,13 @@ class PollTransport:
         "_deadlines",
         "_driver",
         "_gone",
-        "_max_frame",
         "_number",
         "_poll",
         "_size",
         "_unacknowledged",
         "_units",
         "_wait",
+        "max_frame",
         "paused",
         "resumed",
     )
@@ -80,7 +80,7 @@ class PollTransport:
         self._deadlines = deadlines
         self._wait = wait
         self._gone = gone
-        self._max_frame = max_frame
+        self.max_frame = max_frame
         self._driver: Driver | None = None
         self._units: list[bytes] = []
         self._size = 0
@@ -110,7 +110,7 @@ class PollTransport:
         """A frame came up."""
         if self._closed is not None or self._driver is None:
             return
-        if len(frame) > self._max_frame:
+        if len(frame) > self.max_frame:
             self.close(BAD_REQUEST_CLOSE, "bad request: message too big")
             return
         self._driver.received(frame)

@@ -63,18 +63,18 @@ class StreamTransport:
     The host calls :meth:`writable` and :meth:`lost`; whoever takes the requests :meth:`message`; the hub the rest.
 
     :param pipe: the host's end of the response.
-    :param max_frame: bytes of a frame that comes up, at the most.
+    :ivar max_frame: bytes of a frame that comes up, at the most.
     :ivar paused: nothing more is to be taken from the peer now (C2).
     :ivar resumed: called when that is over.
     """
 
-    __slots__ = ("_closed", "_driver", "_format", "_max_frame", "_pipe", "paused", "resumed")
+    __slots__ = ("_closed", "_driver", "_format", "_pipe", "max_frame", "paused", "resumed")
 
     def __init__(self, pipe: StreamPipe, format: StreamFormat, *, max_frame: int) -> None:
         self._pipe = pipe
         self._format = format
         self._driver: Driver | None = None
-        self._max_frame = max_frame
+        self.max_frame = max_frame
         self._closed = False
         self.paused = False
         self.resumed: Callable[[], object] | None = None
@@ -99,7 +99,7 @@ class StreamTransport:
         """A frame came up."""
         if self._closed or self._driver is None:
             return
-        if len(frame) > self._max_frame:
+        if len(frame) > self.max_frame:
             self.close(BAD_REQUEST_CLOSE, "bad request: message too big")
             return
         self._driver.received(frame)

@@ -16,17 +16,18 @@ class WebSocketTransport:
     The host calls :meth:`message`, :meth:`writable` and :meth:`lost`; the hub the rest.
 
     :param pipe: the host's end.
-    :param max_frame: bytes of an inbound message at the most; a larger one closes with 1009 (W3).
+    :ivar max_frame: bytes of an inbound message at the most; a larger one closes with 1009 (W3). A client that has yet
+        to say who it is has less.
     """
 
-    __slots__ = ("_closed", "_driver", "_max_frame", "_pipe")
+    __slots__ = ("_closed", "_driver", "_pipe", "max_frame")
 
     kind = "websocket"
 
     def __init__(self, pipe: Pipe, *, max_frame: int) -> None:
         self._pipe = pipe
         self._driver: Driver | None = None
-        self._max_frame = max_frame
+        self.max_frame = max_frame
         self._closed = False
 
     def drive(self, driver: Driver) -> None:
@@ -42,7 +43,7 @@ class WebSocketTransport:
         if isinstance(data, str):
             # A lone surrogate cannot come from a valid frame; some hosts let it through all the same.
             data = data.encode("utf-8", "surrogatepass")
-        if len(data) > self._max_frame:
+        if len(data) > self.max_frame:
             self.close(WS_TOO_BIG, "message too big")
             return
         self._driver.received(data)

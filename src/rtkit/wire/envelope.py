@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -75,6 +75,26 @@ class Envelope(msgspec.Struct, omit_defaults=True):
         return FORMATS.open(payload)
 
 
+class Versioned(Protocol):
+    """What has a version."""
+
+    @property
+    def v(self) -> int: ...
+
+
+class Head(msgspec.Struct):
+    """What every version of every format has."""
+
+    v: int
+
+
+V = TypeVar("V", bound=Versioned)
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Envelope)
+_heads = msgspec.json.Decoder(Head)
+
+
 class Formats:
     """What a release reads and writes for other nodes. Tests have others than this one's.
 
@@ -95,13 +115,35 @@ class Formats:
         :raises UnknownVersion: when a release has written it that is too new, or too old, for this one.
         :raises BadUnit: for what no release of rtkit has written.
         """
+        return self.decode("an envelope", payload, _decoder.decode)
+
+    def decode(
+        self,
+        what: str,
+        payload: bytes,
+        decode: Callable[[bytes], V],
+        head: Callable[[bytes], Versioned] = _heads.decode,
+    ) -> V:
+        """What another node has written, in the form that it has in this release.
+
+        :param what: it is, with its article, for the message of an error.
+        :param decode: for the form of this release.
+        :param head: for what all versions have, in case that the form is another version's.
+        :raises UnknownVersion: when a release has written it that is too new, or too old, for this one.
+        :raises BadUnit: for what no release of rtkit has written.
+        """
         try:
-            envelope = _decoder.decode(payload)
+            found = decode(payload)
         except (msgspec.DecodeError, RecursionError, ValueError):
-            self.judge("an envelope", payload, _heads.decode)
-            raise BadUnit("not an envelope of rtkit") from None
-        self.check("an envelope", envelope.v)
-        return envelope
+            try:
+                version = head(payload).v
+            except (msgspec.DecodeError, RecursionError, ValueError):
+                pass
+            else:
+                self.check(what, version)
+            raise BadUnit(f"not {what} of rtkit") from None
+        self.check(what, found.v)
+        return found
 
     def check(self, what: str, version: int) -> None:
         """:raises UnknownVersion: for a version that this release does not read."""
@@ -111,35 +153,6 @@ class Formats:
                 reads = f"{self.oldest} to {reads}"
             raise UnknownVersion(what, version, reads)
 
-    def judge(self, what: str, payload: bytes, head: Callable[[bytes], Versioned]) -> None:
-        """Of a payload that does not have the form it should: see whether that is for its version.
-
-        :param head: decodes what all versions have.
-        :raises UnknownVersion: when it is.
-        """
-        try:
-            version = head(payload).v
-        except (msgspec.DecodeError, RecursionError, ValueError):
-            return
-        self.check(what, version)
-
-
-class Versioned(Protocol):
-    """What has a version."""
-
-    @property
-    def v(self) -> int: ...
-
-
-class Head(msgspec.Struct):
-    """What every version of every format has."""
-
-    v: int
-
 
 #: Those of this release.
 FORMATS: Final = Formats()
-
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Envelope)
-_heads = msgspec.json.Decoder(Head)

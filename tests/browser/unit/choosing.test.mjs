@@ -140,6 +140,31 @@ test("not ready: waits as long as the server says, on the same transport", async
   assert.equal(rt.transport, "websocket");
 });
 
+test("a crowd of newcomers: likewise, for no other transport would be faster", async (t) => {
+  const { rt, server, clock } = any(t);
+  server.refuses = true;
+  server.rules.ready = [[204, 30]];
+  await settle();
+  assert.equal(rt.state, "waiting");
+  server.refuses = false;
+  await clock.advance(29.9);
+  assert.equal(rt.state, "waiting");
+  await clock.advance(15.2);
+  assert.equal(rt.transport, "websocket");
+});
+
+test("a server that is slow to say that it is ready: back off, the same again", async (t) => {
+  const { rt, server, clock } = any(t);
+  server.refuses = true;
+  server.rules.ready = [() => new Promise((resolve) => clock.setTimeout(() => resolve(server.response(204)), 1.1))];
+  await settle();
+  await clock.advance(1.2);
+  assert.equal(rt.state, "waiting");
+  server.refuses = false;
+  await clock.advance(2);
+  assert.equal(rt.transport, "websocket");
+});
+
 for (const status of [200, 302, 404, 503]) {
   test(`ready answered with ${status} alone proves nothing: back off, the same again`, async (t) => {
     const { rt, server, clock } = any(t);

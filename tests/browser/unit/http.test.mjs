@@ -180,11 +180,56 @@ for (const kind of KINDS) {
     const { rt, server } = await over(t, kind);
     rt.close();
     await settle();
+    const [goodbye] = server.asked("send", "POST");
+    assert.equal(goodbye.keepalive, true);
+    assert.equal(goodbye.body, '{"bye":{}}');
+    assert.equal(server.socket.ended, "goodbye");
+    assert.deepEqual(server.asked("send", "DELETE"), []);
+    assert.ok(server.asked(kind).every(({ signal }) => signal.aborted || kind === "poll"));
+  });
+
+  test(`${kind}: what was said before a goodbye goes with it, behind what is under way`, async (t) => {
+    const { rt, server } = await over(t, kind);
+    let answer;
+    server.rules.send = [() => new Promise((resolve) => (answer = () => resolve(server.response(204)))), undefined];
+    const first = watch(rt.call("First"));
+    await settle();
+    const second = watch(rt.call("Second"));
+    await settle();
+    rt.close();
+    await settle();
+    assert.deepEqual(
+      server.asked("send", "POST").map(({ keepalive, body }) => [keepalive ?? false, body.split("\n").length]),
+      [
+        [false, 1],
+        [true, 2],
+      ],
+    );
+    assert.deepEqual(seqs(server), [1, 2]);
+    const { commands, ended } = server.socket;
+    assert.deepEqual(
+      commands.slice(1).map((command) => command.rpc?.method ?? "bye"),
+      ["Second", "bye"],
+    );
+    assert.equal(ended, "goodbye");
+    const open = () => server.asked("send", "POST").every(({ signal }) => !signal?.aborted);
+    assert.ok(open(), "what is under way is not given up");
+    answer();
+    await settle();
+    assert.ok(first.error && second.error);
+  });
+
+  test(`${kind}: of what is too much for one request the goodbye goes alone`, async (t) => {
+    const { rt, server } = await over(t, kind);
+    server.rules.send = [() => new Promise(() => {}), undefined];
+    for (let n = 0; n < 200; n++) watch(rt.call("Many"));
+    await settle();
+    rt.close();
+    await settle();
+    assert.equal(server.asked("send", "POST").length, 1);
     const [goodbye] = server.asked("send", "DELETE");
     assert.equal(goodbye.keepalive, true);
     assert.equal(server.socket.ended, "goodbye");
-    assert.deepEqual(server.asked("send", "POST"), []);
-    assert.ok(server.asked(kind).every(({ signal }) => signal.aborted || kind === "poll"));
   });
 
   test(`${kind}: what the server says before it ends counts: a window, or never again`, async (t) => {

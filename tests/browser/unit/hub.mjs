@@ -240,8 +240,7 @@ test("who has got and read how much: two users, two tabs of one, another life", 
   assert.deepEqual(a.reached(seen[1]), []);
   await until(c, () => c.unread === 1);
   b.markRead();
-  // What waits for its turn is said before the goodbye; over HTTP the two are requests that may overtake each other.
-  if (transport === "websocket") bob.close();
+  bob.close(); // what waits for its turn is said before the goodbye
   await until(a, () => a.reached(seen[1]).includes("bob"));
   const later = team(client(t, "bob").rt, "receipts");
   await later.joined();

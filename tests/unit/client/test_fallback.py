@@ -251,6 +251,37 @@ async def test_a_server_that_takes_nobody_now_is_waited_for(status: int) -> None
     assert world.dialer.choice == "websocket"
 
 
+async def test_a_crowd_of_newcomers_is_not_the_transports_fault() -> None:
+    """T7, K4: in a storm nobody is demoted."""
+    world = World()
+    world.websocket.result = unusable
+    world.ready = world.answers(204, retry_after="7")
+    failed = await world.fails()
+    assert (failed.terminal, failed.window) == (False, (7.0, 11.0))
+    assert world.tried == ["websocket", "ready"]
+    assert world.dialer.choice == "websocket"
+
+
+@pytest.mark.parametrize(("seconds", "choice"), [(0.9, "sse"), (1.1, "websocket")])
+async def test_a_server_that_is_slow_is_not_the_transports_fault(seconds: float, choice: str) -> None:
+    """T7, K4."""
+    world = World()
+    world.websocket.result = lambda: None
+
+    async def slow() -> Answer:
+        await sleep(world.clock, seconds)
+        return Answer(204, {})
+
+    world.ready = slow
+    if choice == "sse":
+        await world.works("sse")
+    else:
+        failed = await world.fails()
+        assert (failed.terminal, failed.window) == (False, None)
+    assert world.tried[:2] == ["websocket", "ready"]
+    assert world.dialer.choice == choice
+
+
 @pytest.mark.parametrize("status", [200, 301, 403, 404])
 async def test_where_no_hub_is_what_the_first_try_said_counts(status: int) -> None:
     world = World()

@@ -318,6 +318,25 @@ async def test_while_the_hub_closes_it_is_503(world: World) -> None:
     assert world.hub.engine.counters.get("publications") == 0
 
 
+async def test_a_node_is_drained_by_whoever_has_the_key(world: World) -> None:
+    """L2: for a preStop hook, which may come twice."""
+    assert (await world.caller.api.handle(Request("POST", "drain"), b"")).status == 401
+    assert world.hub._not_ready() is None
+    assert (await world.caller.send("drain", b'{"spread":-1}'))[0] == 400
+    assert world.hub._not_ready() is None
+    for body in (b"", b'{"spread":0,"timeout":2.5}'):
+        assert await world.caller.send("drain", body) == (200, {"result": {}})
+        assert world.hub._not_ready() == 1.0
+        assert world.hub.running
+
+
+async def test_draining_starts_no_hub() -> None:
+    hub = declare(Hub(authenticate=anonymous))
+    response = await HttpApi(hub, key=KEY).handle(Request("POST", "drain", {"x-api-key": KEY}), b"{}")
+    assert response.status == 200
+    assert not hub.running
+
+
 async def test_the_first_request_starts_the_hub() -> None:
     hub = declare(Hub(authenticate=anonymous))
     api = HttpApi(hub, key=KEY)

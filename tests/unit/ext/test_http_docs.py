@@ -117,15 +117,16 @@ REQUESTS = {each.name: each.type for each in fields(http_units.OneOfBatch)}
 
 
 def test_every_command_has_a_section() -> None:
-    assert set(SECTIONS) == {*COMMANDS, "batch"}
+    assert set(SECTIONS) == {*COMMANDS, "batch", "drain"}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "batch"])
+@pytest.mark.parametrize("command", [*COMMANDS, "batch", "drain"])
 def test_a_section_lists_the_fields(command: str) -> None:
     listed = re.findall(r"^\| `(\w+)` \|", SECTIONS[command], flags=re.M)
     assert len(listed) == len(set(listed))
-    request: type[Struct] = http_units.BatchRequest
-    if command != "batch":
+    apart: dict[str, type[Struct]] = {"batch": http_units.BatchRequest, "drain": http_units.DrainRequest}
+    request = apart.get(command)
+    if request is None:
         (request,) = (each for each in REQUESTS[command].__args__ if each is not type(None))
     assert set(listed) == set(request.__struct_fields__)
 

@@ -15,7 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from rtkit import Grant, History, Hub, Identity, UsageError, anonymous
-from rtkit.ext.prometheus import _GAUGES, PrometheusExporter
+from rtkit.ext._gauges import GAUGES
+from rtkit.ext.prometheus import PrometheusExporter
 from rtkit.metrics import OTHER, Counted, Measured, catalogue
 from rtkit.testing import TestHub
 
@@ -123,7 +124,7 @@ def test_names_follow_the_conventions() -> None:
         assert ("bytes" in family.documentation) == family.name.endswith("_bytes"), family.name
         assert family.documentation
     names = [family.name for family in families]
-    assert len(set(names)) == len(names) == len(_GAUGES) + len(catalogue(Counted)) + len(catalogue(Measured))
+    assert len(set(names)) == len(names) == len(GAUGES) + len(catalogue(Counted)) + len(catalogue(Measured))
     # A series of one must not look like a part of another.
     histograms = [family.name for family in families if family.type == "histogram"]
     assert not {f"{name}{end}" for name in histograms for end in ("_bucket", "_sum", "_count")} & set(names)

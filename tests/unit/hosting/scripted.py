@@ -110,6 +110,7 @@ class Acceptor:
     """Admits everybody, unless told otherwise."""
 
     max_frame = 1000
+    max_connect = 1000
 
     def __init__(self, *, echo: bool = False) -> None:
         self.echo = echo

@@ -82,6 +82,21 @@ async def test_a_length_beyond_the_limit_is_not_waited_for(world: World, length:
     assert world.acceptor.requests == []
 
 
+@pytest.mark.parametrize("endpoint", ["sse", "http_stream", "poll"])
+async def test_the_first_word_of_a_client_has_a_bound_of_its_own(world: World, endpoint: str) -> None:
+    """A1: what comes later is somebody's who was let in."""
+    world.acceptor.max_connect = 500
+    server = Server(world.host, http_scope("POST", f"/{endpoint}"))
+    _ = server.start()
+    server.say("request", body=b"x" * 501, more_body=True)
+    await world.clock.settle()
+    assert server.status == 413
+    assert "500 bytes" in server.body.decode()
+    server.say("disconnect")
+    await done(server.task)
+    assert world.acceptor.requests == []
+
+
 async def test_more_than_the_length_says(world: World) -> None:
     server = Server(world.host, http_scope("POST", "/send", headers=[("content-length", "5")]))
     _ = server.start()

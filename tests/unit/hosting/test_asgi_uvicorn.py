@@ -30,7 +30,7 @@ class Served:
 
     def __init__(self, *, echo: bool = True) -> None:
         self.acceptor = Acceptor(echo=echo)
-        self.acceptor.max_frame = 2 * MEGABYTE
+        self.acceptor.max_frame = self.acceptor.max_connect = 2 * MEGABYTE
         self.acceptor.on_connect = self._connected
         self.host = AsgiHost(self.acceptor, lifespan=nothing, close_timeout=0.5)
         self.port = 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rtkit.hosting import endpoints
-from rtkit.hosting.endpoints import Endpoints, Request, Response, etag_matches, plain, refusal
+from rtkit.hosting.endpoints import Crowded, Endpoints, Request, Response, etag_matches, plain, refusal
 
 
 def answer(request: Request, ready: Any = None) -> tuple[int, dict[str, str], bytes]:
@@ -91,6 +91,10 @@ def test_readiness() -> None:
     assert (status, headers["retry-after"], body) == (503, "2", b"not ready\n")
     assert headers["access-control-allow-origin"] == "*"
     assert answer(Request("HEAD", "ready"), lambda: 2.5)[2] == b""
+    # A balancer looks at the status: a hub with a crowd is well (T7).
+    status, headers, body = answer(Request("GET", "ready"), lambda: Crowded(1.0))
+    assert (status, headers["retry-after"], body) == (204, "1", b"")
+    assert headers["access-control-expose-headers"] == "retry-after"
 
 
 def test_a_websocket_without_an_upgrade() -> None:

@@ -74,15 +74,19 @@ class World:
     async def settle(self) -> None:
         await self.clock.settle()
 
+    async def end(self, hub: Hub[Any]) -> None:
+        """Close a hub, and have the time go by that it gives its clients to come back elsewhere (L1)."""
+        closing = asyncio.ensure_future(hub.aclose())
+        await self.clock.settle()
+        for _ in range(40):
+            if closing.done():
+                break
+            await self.clock.advance(0.5)
+        await closing
+
     async def close(self) -> None:
         for hub in self.hubs:
-            closing = asyncio.ensure_future(hub.aclose())
-            await self.clock.settle()
-            for _ in range(40):
-                if closing.done():
-                    break
-                await self.clock.advance(0.5)
-            await closing
+            await self.end(hub)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ async def test_an_authenticate_that_takes_too_long_is_given_up(world: World) -> 
     await world.clock.advance(7.1)
     assert client.closed == (3004, "authentication took too long"), "not the client's fault: it may come back"
     await world.clock.advance(3)
-    assert hub.engine._working == set()
+    assert hub.engine.working == set()
     assert hub.statistics().sessions == 0
 
 

@@ -538,6 +538,22 @@ async def test_a_flood_of_refusals_is_closed(world: World) -> None:
     assert len(refusals(ann)) <= 200
 
 
+async def test_what_was_put_together_is_given_back_when_its_refusal_closes(world: World) -> None:
+    """F1: else a few hostile clients would use up for good what all connections have together."""
+    hub = hub_with(world)
+    ann = await world.join(hub, "ann")
+    piece = next(cut(ann, {"id": 7, "rpc": {"method": "echo", "data": "x" * 300_000}}, 5))
+    ann.say(piece)
+    for _ in range(2 * int(hub.engine.limits.commands.burst) - 1):  # connect was one
+        ann.tell({"id": 8, "ping": {}})
+    await ann.settle()
+    assert (ann.closed, hub.engine.assembling) == (None, 48 * 1024)
+    ann.say(piece)  # which does not come next; and refusing that is one command too many
+    await ann.settle()
+    assert ann.closed == (3013, "too many requests")
+    assert hub.engine.assembling == 0
+
+
 async def test_all_connections_together_are_bounded(world: World) -> None:
     hub = hub_with(world, assembling=100_000)
     ann, bob = await world.join(hub, "ann"), await world.join(hub, "bob")

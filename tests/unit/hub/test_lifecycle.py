@@ -60,7 +60,7 @@ async def test_after_closing_nothing_is_left(world: World) -> None:
         engine.sessions,
         engine.users,
         engine.rooms,
-        engine._working,
+        engine.working,
         engine._runs,
     ):
         assert not left

@@ -444,6 +444,10 @@ async def test_declaring_while_it_runs(world: World) -> None:
         ({"auth_timeout": float("nan")}, "auth_timeout=…. is positive, not nan"),
         ({"handler_timeout": -1.0}, "handler_timeout"),
         ({"position_check": 0}, "position_check"),
+        (
+            {"max_rooms": 1000},
+            r"max_connect=131072\) must have room for max_rooms=1000 rooms, 640 bytes each",
+        ),
         ({"large": 1_100_000}, r"Limits\(large=1100000\) must exceed max_publication=1048576 by 64 KiB"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from rtkit import Context, Grant, History, Hub, Limits
 from rtkit.errors import BrokerUnavailable
+from rtkit.hub.relay import Ask
 from tests.support.rawclient import RawClient
 
 from .brokers import FaultyBroker
@@ -406,6 +407,39 @@ async def test_a_node_that_does_not_answer_is_not_waited_for_long(world: World, 
     diary.read()
     await world.advance(21)
     assert diary.read() == ["ann ends: taken up on another node"], "it finds out by itself, and tells nobody"
+
+
+async def test_a_node_that_has_died_is_waited_for_once(world: World, diary: Diary) -> None:
+    """K4: not by each of the thousands that it had; and one that is heard of again is waited for again."""
+    hub, other = diary.hub(world), diary.hub(world)
+    await other.start()
+    tokens = []
+    for name in ("ann", "bob", "cat"):
+        client, told = await come(world, hub, name)
+        await client.drop()
+        tokens.append((name, told["rt"]["resume"], told["client"]))
+    deliver = hub.engine.deliver
+    hub.engine.deliver = lambda *_: None  # type: ignore[method-assign]
+
+    async def takes(name: str, token: str, client: str) -> float:
+        """Seconds until it is back."""
+        back = world.client(other, rt=True)
+        back.ask("connect", token=name, rt={"v": 1, "resume": token})
+        await back.settle()
+        began = world.clock.monotonic()
+        while not back.answered(1):
+            await world.advance(0.1)
+        assert back.reply(1)["connect"]["client"] == client
+        return world.clock.monotonic() - began
+
+    assert await takes(*tokens[0]) == pytest.approx(1.0, abs=0.15)
+    assert await takes(*tokens[1]) < 0.15
+    assert other.engine.relay.silent(hub.node_id)
+    hub.engine.deliver = deliver  # type: ignore[method-assign]
+    await other.engine.relay.ask(hub.node_id, Ask(do="nothing"))
+    assert not other.engine.relay.silent(hub.node_id)
+    hub.engine.deliver = lambda *_: None  # type: ignore[method-assign]
+    assert await takes(*tokens[2]) == pytest.approx(1.0, abs=0.15)
 
 
 async def test_the_broker_away_means_later(world: World, diary: Diary) -> None:

@@ -193,7 +193,7 @@ class Cluster:
     async def replace(self, n: int, release: int) -> None:
         """One node goes, orderly, and comes back with another release; its member comes back to another node."""
         old = self.nodes.pop(n)
-        await old.aclose()
+        await self.world.end(old)
         await self.say()
         member = self.members[n]
         await member.come(self.nodes[n % 2])
@@ -315,7 +315,7 @@ async def test_an_older_release_that_comes_in_is_written_for_before_it_lets_anyb
     assert len(errors()) == 1
     assert "an envelope of version 2; this release reads 1" in errors()[0].getMessage()
     # When it has gone again, the time begins anew.
-    await old.aclose()
+    await world.end(old)
     cluster.nodes.remove(old)
     await world.advance(SETTLED - 30, step=5)
     assert {hub.engine.versions.writes for hub in cluster.nodes} == {1}

@@ -743,6 +743,36 @@ async def test_a_goodbye_that_comes_after_the_stream_was_dropped(world: World, k
     assert not hub.engine.web.sessions
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_last_words_are_carried_out_before_the_goodbye_that_came_with_them(
+    world: World, kind: Kind
+) -> None:
+    """C3, T3: and in their turn, though the request before them is still on its way."""
+    hub = plain_hub(world)
+    ann = await come(world, hub, kind)
+    await ann.call("subscribe", channel="room:a")
+    words = [b'{"id":7,"publish":{"channel":"room:a","data":%d}}' % n for n in (1, 2)]
+    assert (await ann.post(3, words[1] + b'\n{"bye":{}}')).status == 204
+    assert hub.statistics().sessions == 1
+    assert (await ann.post(2, words[0])).status == 204
+    await world.settle()
+    assert hub.statistics().sessions == 0
+    page = await hub.room("room:a").history()
+    assert [message.data for message in page.messages] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_last_words_that_come_after_the_stream_was_dropped_are_a_goodbye(
+    world: World, kind: Kind
+) -> None:
+    hub = plain_hub(world)
+    ann = await come(world, hub, kind)
+    await ann.drop()
+    assert hub.statistics().sessions == 1
+    assert (await ann.post(1, b'{"bye":{}}')).status == 204
+    assert hub.statistics().sessions == 0
+
+
 async def test_a_late_goodbye_does_not_end_who_has_come_back(world: World) -> None:
     hub = plain_hub(world)
     ann = await come(world, hub, "sse")

@@ -170,6 +170,37 @@ def test_a_pause_spoils_the_measurement() -> None:
     assert state.latency is None
 
 
+def test_a_ping_that_has_not_left_yet_has_its_time_from_when_it_does() -> None:
+    state = started()
+    state.due(5)
+    state.delayed(15)
+    assert state.next_at == 25
+    state.delayed(20)
+    assert state.due(29) is WAIT
+    state.pong(29)
+    assert state.latency is None  # the wait would be in it
+    assert state.due(30) is PING
+    assert state.due(40) is DEAD
+    state.delayed(40)
+    assert state.due(50) is DEAD
+
+
+def test_nothing_is_delayed_that_is_not_waited_for() -> None:
+    state = started()
+    state.delayed(3)
+    assert state.next_at == 5
+    assert not state.judging
+
+
+def test_what_is_delayed_while_reading_is_paused_has_its_whole_time_after_it() -> None:
+    state = started()
+    state.due(5)
+    state.paused(6)
+    state.delayed(14)
+    state.resumed(20)
+    assert state.next_at == 30
+
+
 def test_statistics_and_repr() -> None:
     state = started()
     assert "alive" in repr(state)

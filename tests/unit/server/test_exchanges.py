@@ -43,6 +43,26 @@ async def test_every_method_is_the_hubs_to_judge(world: ServerWorld, method: str
     assert [request.method for request in world.acceptor.requests] == [method]
 
 
+@pytest.mark.parametrize("how", ["by its length", "as it comes"])
+@pytest.mark.parametrize("endpoint", ["sse", "http_stream", "poll"])
+async def test_the_first_word_of_a_client_has_a_bound_of_its_own(
+    world: ServerWorld, endpoint: str, how: str
+) -> None:
+    """A1: what comes later is somebody's who was let in."""
+    world.acceptor.max_connect = 500
+    if how == "by its length":
+        client = await world.ask(
+            f"POST /rt/{endpoint} HTTP/1.1\r\nHost: x\r\nContent-Length: 501\r\n\r\n".encode()
+        )
+    else:
+        head = f"POST /rt/{endpoint} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        client = await world.ask(head + b"1f5\r\n" + b"x" * 501)
+    assert client.answer().status == 413
+    assert world.acceptor.requests == []
+    later = await world.ask(post("/rt/send", b"x" * 501))
+    assert later.answer().status == 204
+
+
 @pytest.mark.parametrize("endpoint", ["sse", "http_stream", "send", "emulation", "poll", "events"])
 async def test_a_head_is_not_asked_of_the_hub(world: ServerWorld, endpoint: str) -> None:
     client = await world.ask(get(f"/rt/{endpoint}", method="HEAD"))

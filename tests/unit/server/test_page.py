@@ -100,4 +100,5 @@ def test_the_limits() -> None:
 def test_the_time_it_takes_to_end() -> None:
     assert rtkit.Limits().drain_timeout == ServerLimits().drain_timeout == 5
     assert ServerLimits().close_timeout < rtkit.Limits().drain_timeout
-    assert "5 s for handlers" in prose(PAGE)
+    assert rtkit.Limits().drain_spread == 10
+    assert "5 s for\nhandlers" in prose(PAGE) or "5 s for handlers" in prose(PAGE)

@@ -24,8 +24,9 @@ from ...primitives.backoff import Backoff
 from ...primitives.clocks import sleep, timeout
 from ...primitives.tasks import Tasks
 from .lines import pack
-from .links import LATE, TOO_LATE, Call, Link, NotDone, RedisStatistics, TooLate, Unknown
+from .links import TOO_LATE, Call, Link, NotDone, RedisStatistics, TooLate, Unknown
 from .refusals import Verdict, describe, elsewhere, judge, refusal
+from .shifts import LATE
 from .topology import Nowhere, Server, Servers
 
 __all__ = ["Commands", "RedisStatistics", "ScriptText"]

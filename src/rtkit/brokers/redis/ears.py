@@ -25,15 +25,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol, final
 
-from ...clock import Clock, Timer
+from ...clock import Clock
 from ...errors import BrokerUnavailable, NotRunning, Unavailable
 from ...primitives.backoff import Backoff
 from ...primitives.clocks import sleep
 from ...primitives.tasks import Tasks
 from .commands import Commands
 from .lines import Line, Lost, pack
-from .links import LATE, STEADY, RedisStatistics
+from .links import STEADY, RedisStatistics
 from .refusals import Verdict, describe, elsewhere, judge, refusal
+from .shifts import Shift
 from .topology import Server, Servers, connect_patiently, slot_of
 
 __all__ = ["Ear", "EarOwner", "Subscription", "Waiter"]
@@ -159,8 +160,7 @@ class Ear:
         self._work = asyncio.Event()
         self.up = asyncio.Event()
         self._nudged = asyncio.Event()
-        self._broken: asyncio.Future[None] | None = None
-        self._watch: Timer | None = None
+        self._shift = Shift(self._clock, owner.patience, self._waits_since, f"listening at {server}")
         self._last_reply = 0.0
         self._probe: Subscription | None = None
         self._probe_tag = ""
@@ -238,23 +238,11 @@ class Ear:
 
     async def _serve(self, line: Line) -> str:
         """Listen until the line is lost; returns why."""
-        self._broken = asyncio.get_running_loop().create_future()
-        why = "it was closed"
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(line), name=f"redis: messages from {self.server}")
-                group.create_task(self._write(line), name=f"redis: subscribing at {self.server}")
-                group.create_task(self._listen_to_itself(), name=f"redis: probes of {self.server}")
-                await self._broken
-        except* Lost as lost:
-            why = str(lost.exceptions[0])
-        except* Exception as bug:
-            _log.error("redis: listening at %s failed on its own", self.server, exc_info=bug)
-            why = "an error of our own"
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError  # before Python 3.13 a group that fails just then swallows it
-        return why
+        return await self._shift.work(
+            (f"redis: messages from {self.server}", self._read(line)),
+            (f"redis: subscribing at {self.server}", self._write(line)),
+            (f"redis: probes of {self.server}", self._listen_to_itself()),
+        )
 
     def _is_up(self, first: bool) -> None:
         away = self._clock.monotonic() - self._down_since
@@ -272,8 +260,6 @@ class Ear:
 
     def _is_down(self) -> None:
         self.up.clear()
-        self._broken = None
-        self._stop_watch()
         self._unsent.clear()
         self._requests.clear()
         self._missed.clear()  # they are among the lost again
@@ -310,35 +296,11 @@ class Ear:
         for group in groups.values():
             self._requests.append(_Request(kind, group, now))
             pieces.append(pack(kind, *(each.channel for each in group)))
-        if self._watch is None:
-            due = now + self._owner.patience
-            self._watch = self._clock.call_at(due, self._look, due)
+        self._shift.asked()
         return pieces
 
-    def _look(self, due: float) -> None:
-        """Give the line up if it is silent although something was asked."""
-        self._watch = None
-        if not self._requests:
-            return
-        now = self._clock.monotonic()
-        end = max(self._last_reply, self._requests[0].sent_at) + self._owner.patience
-        if now < end:
-            due = end
-        elif now - due > LATE:
-            due = now + LATE
-        else:
-            self._break(f"no answer within {self._owner.patience:g} s")
-            return
-        self._watch = self._clock.call_at(due, self._look, due)
-
-    def _stop_watch(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-
-    def _break(self, why: str) -> None:
-        if self._broken is not None and not self._broken.done():
-            self._broken.set_exception(Lost(why))
+    def _waits_since(self) -> float | None:
+        return max(self._last_reply, self._requests[0].sent_at) if self._requests else None
 
     # -- hearing
 

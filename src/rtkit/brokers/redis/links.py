@@ -42,9 +42,10 @@ from ...primitives.clocks import sleep
 from ...primitives.tasks import Tasks
 from .lines import Line, Lost, pack, role_in
 from .refusals import describe
+from .shifts import Shift
 from .topology import Server, Servers, connect_patiently
 
-__all__ = ["LATE", "STEADY", "TOO_LATE", "Call", "Link", "NotDone", "RedisStatistics", "TooLate", "Unknown"]
+__all__ = ["STEADY", "TOO_LATE", "Call", "Link", "NotDone", "RedisStatistics", "TooLate", "Unknown"]
 
 _log: Final = logging.getLogger("rtkit.brokers.redis")
 
@@ -53,10 +54,6 @@ _BATCH: Final = 256 * 1024
 
 # Seconds between two looks at whether a server still is a primary, and is there at all.
 _BEAT: Final = 5.0
-
-#: A timer that comes this late, in seconds, says that our own loop stood still: then what has arrived meanwhile is
-#: looked at before anybody is declared dead.
-LATE: Final = 0.2
 
 #: Seconds that a line has to last for the next attempts to begin anew with short pauses.
 STEADY: Final = 2.0
@@ -188,10 +185,9 @@ class Link:
         self._work = asyncio.Event()
         self.up = asyncio.Event()
         self._nudged = asyncio.Event()
-        self._broken: asyncio.Future[None] | None = None
+        self._shift = Shift(self._clock, owner.patience, self._waits_since, f"the connection to {server}")
         self._renewing: str | None = None  # why no more is sent over this line
         self.closed = False
-        self._watch: Timer | None = None
         self.why = "it does not answer"
         self._down_since = self._clock.monotonic()
         self._hopeless = False
@@ -217,7 +213,7 @@ class Link:
         if self._renewing is None and self.up.is_set():
             self._renewing = why
             if not self._sent:
-                self._break(why)
+                self._shift.end(why)
 
     def nudge(self) -> None:
         """The server is there, somebody says: try now, and let callers wait for it."""
@@ -261,7 +257,7 @@ class Link:
                     backoff.reset()  # and not before: one that accepts and hangs up is no server
         finally:
             self.closed = True
-            self._stop_timers()
+            self._stop_despairing()
             self._refuse_unsent()
 
     async def _connect(self, backoff: Backoff, first: bool) -> Line:
@@ -276,25 +272,13 @@ class Link:
 
     async def _serve(self, line: Line) -> str:
         """Work over one line until it is lost; returns why."""
-        self._broken = asyncio.get_running_loop().create_future()
         self._renewing = None
         self._work.set()
-        why = "it was closed"
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(line), name=f"redis: replies of {self.server}")
-                group.create_task(self._write(line), name=f"redis: writes to {self.server}")
-                group.create_task(self._beat(), name=f"redis: heartbeat of {self.server}")
-                await self._broken
-        except* Lost as lost:
-            why = str(lost.exceptions[0])
-        except* Exception as bug:
-            _log.error("redis: the connection to %s failed on its own", self.server, exc_info=bug)
-            why = "an error of our own"
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError  # before Python 3.13 a group that fails just then swallows it
-        return why
+        return await self._shift.work(
+            (f"redis: replies of {self.server}", self._read(line)),
+            (f"redis: writes to {self.server}", self._write(line)),
+            (f"redis: heartbeat of {self.server}", self._beat()),
+        )
 
     async def _write(self, line: Line) -> None:
         while True:
@@ -335,10 +319,7 @@ class Link:
         call.sent = True
         call.sent_at = now
         self._sent.append(call)
-        if self._watch is None:
-            self._watch = self._clock.call_at(
-                now + self._owner.patience, self._look, now + self._owner.patience
-            )
+        self._shift.asked()
 
     async def _read(self, line: Line) -> None:
         turn = 0
@@ -393,32 +374,13 @@ class Link:
 
     # -- the end of a line
 
-    def _look(self, due: float) -> None:
-        """Give the line up if its oldest command has waited too long."""
-        self._watch = None
-        if not self._sent:
-            return
-        now = self._clock.monotonic()
+    def _waits_since(self) -> float | None:
         # As long as replies come it is not silent, only busy: to connect anew would make it busier.
-        oldest = max(self._sent[0].sent_at, self._heard_at) + self._owner.patience
-        if now < oldest:
-            due = oldest
-        elif now - due > LATE:
-            due = now + LATE
-        else:
-            self._break(f"no answer within {self._owner.patience:g} s")
-            return
-        self._watch = self._clock.call_at(due, self._look, due)
-
-    def _break(self, why: str) -> None:
-        if self._broken is not None and not self._broken.done():
-            self._broken.set_exception(Lost(why))
+        return max(self._sent[0].sent_at, self._heard_at) if self._sent else None
 
     def _is_up(self, first: bool) -> None:
         away = self._clock.monotonic() - self._down_since
-        if self._down_timer is not None:
-            self._down_timer.cancel()
-            self._down_timer = None
+        self._stop_despairing()
         self._hopeless = False
         self.up.set()
         if not first:
@@ -428,10 +390,6 @@ class Link:
 
     def _is_down(self) -> None:
         self.up.clear()
-        self._broken = None
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
         unknown = [call for call, _ in self._held]
         unknown += [call for call in self._sent if call.kind == _COMMAND]
         self._held.clear()
@@ -453,8 +411,7 @@ class Link:
     def _hope(self) -> None:
         """Let callers wait for the next line, for a while."""
         self._hopeless = False
-        if self._down_timer is not None:
-            self._down_timer.cancel()
+        self._stop_despairing()
         self._down_timer = self._clock.call_at(self._clock.monotonic() + self._owner.patience, self._despair)
 
     def _despair(self) -> None:
@@ -468,8 +425,7 @@ class Link:
         for call in unsent:
             call.settle(NotDone(self.why))
 
-    def _stop_timers(self) -> None:
-        for timer in (self._watch, self._down_timer):
-            if timer is not None:
-                timer.cancel()
-        self._watch = self._down_timer = None
+    def _stop_despairing(self) -> None:
+        if self._down_timer is not None:
+            self._down_timer.cancel()
+            self._down_timer = None

@@ -24,8 +24,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from ...errors import BadUnit
-from ...wire.envelope import FORMATS, Formats, Head
+from ...wire.envelope import FORMATS, Formats
 from .roster import Present
 
 __all__ = [
@@ -94,9 +93,9 @@ class _NoticeOut(msgspec.Struct, omit_defaults=True):
 
 
 _encode: Final = msgspec.json.Encoder().encode
+_ENTRY: Final = "a presence entry"
 _entries: Final = msgspec.json.Decoder(Entry)
 _notices: Final = msgspec.json.Decoder(Notice)
-_heads: Final = msgspec.json.Decoder(Head)
 
 
 def encode_entry(present: Present, version: int) -> bytes:
@@ -119,12 +118,7 @@ def decode_entry(client: str, value: bytes, formats: Formats = FORMATS) -> Prese
     :param formats: what this release reads.
     :raises BadUnit: for what no release of rtkit has written, or a newer one did.
     """
-    try:
-        entry = _entries.decode(value)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        formats.judge("a presence entry", value, _heads.decode)
-        raise BadUnit("not a presence entry of rtkit") from None
-    return _present(client, entry, formats)
+    return _present(client, formats.decode(_ENTRY, value, _entries.decode))
 
 
 def encode_notice(changes: Mapping[str, bytes | None], version: int) -> bytes:
@@ -139,18 +133,13 @@ def decode_notice(payload: bytes, formats: Formats = FORMATS) -> dict[str, Prese
     :param formats: what this release reads.
     :raises BadUnit: for what no release of rtkit has written, or a newer one did.
     """
-    try:
-        notice = _notices.decode(payload)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        formats.judge("a presence notice", payload, _heads.decode)
-        raise BadUnit("not a presence notice of rtkit") from None
-    formats.check("a presence notice", notice.v)
+    notice = formats.decode("a presence notice", payload, _notices.decode)
     changes: dict[str, Present | None] = dict.fromkeys(notice.gone)
     for client, entry in notice.there.items():
-        changes[client] = _present(client, entry, formats)
+        formats.check(_ENTRY, entry.v)
+        changes[client] = _present(client, entry)
     return changes
 
 
-def _present(client: str, entry: Entry, formats: Formats) -> Present:
-    formats.check("a presence entry", entry.v)
+def _present(client: str, entry: Entry) -> Present:
     return Present(client, entry.user, bytes(entry.meta), entry.node, entry.life, entry.generation)

@@ -22,9 +22,19 @@ was taken up at another node           is left to that; and removed should it st
 When this node's lease was lost, others may have taken its entries away. It writes them again, under its new life.
 Who is still there as before sees no difference.
 
-A broker that failed over may have lost what was written last, and kept the leases. Its count of revisions begins
-another epoch then (B6). So the epochs of all rooms with entries of ours are looked at with the positions, and where
-one is new, all that lies there is compared with what shall be.
+What a failover has lost
+------------------------
+A broker that failed over may have lost what was written last, and kept the leases. Whatever is counted begins another
+epoch then (B6), so epochs are looked at with the positions:
+
+- Of each room with entries of ours. Where one is new, all that lies there is compared with what shall be: entries may
+  be missing, and such may be back that were taken away.
+- Of the list of lives. It is the canary for all that no room of ours tells of: that this life is in the list, what is
+  in its index, and rooms that all its clients had left, which may be back together with their place in the index.
+
+If any is new, this life is put down again, and so is its index, and every room that is in the index is compared. The
+index itself is not counted; in a Cluster, where each server fails over by itself, a room may tell of it and the list
+not. When the list says so as the run ends, this life stays in it, and others look after what is back.
 """
 
 from __future__ import annotations
@@ -169,10 +179,9 @@ class Ledger:
         self._broker = broker
         self._rooms: dict[str, _Room] = {}
         self._registered = ""  # the life that stands in the list of lives
+        self._registering = asyncio.Lock()
         self._lives = ""  # the epoch of that list
-        self._lost = (
-            False  # the broker is known to have lost writes, and what that means was not looked at yet
-        )
+        self._lost = False  # an epoch was new, and not everything was put right yet
         self._moved: dict[tuple[str, str, int], str] = {}  # who went on at which node, lately
         self._registered_until = 0.0
         self._waiting = False
@@ -220,8 +229,7 @@ class Ledger:
         session, name = member.session, member.room.name
         room = self._rooms.get(name)
         if room is None:
-            room = self._rooms[name] = _Room(name)
-            room.renew_at = self._engine.clock.monotonic() + _RENEWED
+            room = self._begin(name)
         mine = room.mine.get(session.id)
         if mine is None or mine.member is None:
             # What it said before it went elsewhere is of no interest any more: it may say something else since.
@@ -238,6 +246,11 @@ class Ledger:
             mine.stayed = True
             mine.doubt = True
         self._mark(room, session.id, mine)
+
+    def _begin(self, name: str) -> _Room:
+        room = self._rooms[name] = _Room(name)
+        room.renew_at = self._engine.clock.monotonic() + _RENEWED
+        return room
 
     def depart(self, member: Member) -> None:
         """A client is gone, for good."""
@@ -487,14 +500,17 @@ class Ledger:
             room.indexed = life
 
     async def _register(self, life: str) -> None:
-        done = await self._broker.revise(
-            LIVES, {life: b""}, ttl=KEPT, expected={}, topic=LIVES_TOPIC, payload=b"{}"
-        )
-        if done is not None:
-            self._lost = self._lost or self._lives not in ("", done.epoch)
-            self._lives = done.epoch
-        self._registered = life
-        self._registered_until = self._engine.clock.monotonic() + _RENEWED
+        async with self._registering:
+            if self._closed and self._registered == life:
+                return  # it is about to be taken out
+            done = await self._broker.revise(
+                LIVES, {life: b""}, ttl=KEPT, expected={}, topic=LIVES_TOPIC, payload=b"{}"
+            )
+            if done is not None:
+                self._lost = self._lost or self._lives not in ("", done.epoch)
+                self._lives = done.epoch
+            self._registered = life
+            self._registered_until = self._engine.clock.monotonic() + _RENEWED
 
     # -- keeping -----------------------------------------------------------------------------------
 
@@ -519,47 +535,58 @@ class Ledger:
             room.renew_at = now + _RENEWED
 
     async def check(self, known: Mapping[str, Position]) -> None:
-        """Compare what is counted with what this node knows of it: a broker that failed over may have lost writes.
+        """Find out whether the broker has lost writes in a failover, and put right what follows from it.
 
         :param known: positions by key that were asked for just now.
-        :raises Unavailable: when the broker cannot be reached.
+        :raises Unavailable: when the broker cannot be reached. It is done again with the next check, then.
         """
-        rooms, lost = [], self._lost
-        if self._registered:
-            # Of rooms that all have left nothing else would tell: their entries may be back.
-            (lives,) = await self._broker.positions([LIVES])
-            lost = lost or lives.epoch != self._lives
+        rooms = await self._of_new_epochs(known)
+        self._lost = self._lost or bool(rooms)
+        for room in rooms:
+            self._suspect(room)
+        if self._registered and await self._has_lost():
+            await self._put_again()
+        self._lost = False
+
+    async def _of_new_epochs(self, known: Mapping[str, Position]) -> list[_Room]:
+        """The rooms of which something may have been lost."""
+        found: list[_Room] = []
+        asked: list[_Room] = []
         for room in self._rooms.values():
-            if (position := known.get(key_of(room.name))) is None:
-                rooms.append(room)
-            elif room.epoch and position.epoch != room.epoch:
-                lost = True
-                self._suspect(room)
-        rooms = [room for room in rooms if room.epoch]
-        for start in range(0, len(rooms), POSITIONS):
-            some = rooms[start : start + POSITIONS]
+            if room.epoch:
+                position = known.get(key_of(room.name))
+                if position is None:
+                    asked.append(room)
+                elif position.epoch != room.epoch:
+                    found.append(room)
+        for start in range(0, len(asked), POSITIONS):
+            some = asked[start : start + POSITIONS]
             before = [room.epoch for room in some]
             positions = await self._broker.positions([key_of(room.name) for room in some])
             for room, epoch, position in zip(some, before, positions, strict=True):
-                if position.epoch != epoch == room.epoch:
-                    lost = True
-                    self._suspect(room)
-        self._lost = lost
-        if lost and self._registered:
-            # What was put down last may be gone, and with it where to look should this node die.
-            if self._registered == self.life:
-                await self._register(self._registered)
-            for room in list(self._rooms.values()):
-                if room.indexed:
-                    await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
-            # Of rooms that we left entries may be back, too, and the index with them; some we may have begun anew.
-            for name in await self._broker.entries(index_of(self._registered)):
-                if name not in self._rooms:
-                    self._rooms[name] = back = _Room(name)
-                    back.indexed = self._registered
-                    back.renew_at = self._engine.clock.monotonic() + _RENEWED
-                self._suspect(self._rooms[name])
-        self._lost = False
+                if position.epoch != epoch == room.epoch:  # else it was written to meanwhile, and knows
+                    found.append(room)
+        return found
+
+    async def _has_lost(self) -> bool:
+        """Whether something may have been lost that no room tells of."""
+        (lives,) = await self._broker.positions([LIVES])
+        self._lost = self._lost or lives.epoch != self._lives
+        return self._lost
+
+    async def _put_again(self) -> None:
+        """Where to look should this node die; and look there for rooms that are back."""
+        life = self._registered
+        if life == self.life:
+            await self._register(life)
+        for room in list(self._rooms.values()):
+            if room.indexed:
+                await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
+        for name in await self._broker.entries(index_of(life)):
+            if name not in self._rooms:
+                self._begin(name).indexed = life
+            # If it was begun anew since, it has the new epoch already, and has compared nothing.
+            self._suspect(self._rooms[name])
 
     def _suspect(self, room: _Room) -> None:
         room.suspect = True
@@ -572,17 +599,16 @@ class Ledger:
         :raises Unavailable: when the broker cannot be reached.
         """
         self._closed = True
-        if self._registered:
-            (lives,) = await self._broker.positions([LIVES])
-            if self._lost or lives.epoch != self._lives:
-                return  # what was taken away may be back: others will look, as for a node that died
+        if self._registered and await self._has_lost():
+            return  # what was taken away may be back: others will look, as for a node that died
         for room in list(self._rooms.values()):
             if room.writer is None and all(
                 mine.member is None and not mine.there for mine in room.mine.values()
             ):
                 await self._settle(room)
         if self._registered and not self._rooms:
-            await self._broker.remove(LIVES, self._registered)
+            async with self._registering:  # or what is on its way would put it back
+                await self._broker.remove(LIVES, self._registered)
 
     async def _settle(self, room: _Room) -> None:
         """All that were here have gone on elsewhere. Whose entry was taken over is not our concern any more."""

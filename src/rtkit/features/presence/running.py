@@ -11,8 +11,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from ... import codes
-from ...brokers.base import keeps_state
-from ...errors import BadUnit, InvalidMessage, NotSupported, Reject, Unavailable
+from ...errors import BadUnit, InvalidMessage, Reject, Unavailable
 from ...hub.answers import asked_for
 from ...hub.feature import FeatureCall, RunningPresence
 from ...messages import Member as Shown
@@ -20,7 +19,7 @@ from ...messages import PresenceStats
 from ...primitives.clocks import sleep, timeout
 from ...schema import encode_value
 from ...wire import SubscribeResult, loads
-from .._watching import check_positions
+from .._watching import Reads, Watches, check_positions, state_broker
 from .entries import key_of
 from .ledger import Ledger
 from .policy import Presence
@@ -60,17 +59,11 @@ class Running(RunningPresence):
     """See :class:`rtkit.hub.feature.RunningPresence`."""
 
     def __init__(self, engine: Engine) -> None:
-        broker = engine.broker
-        if not keeps_state(broker):
-            raise NotSupported(
-                f"rooms have presence=, but {type(broker).__name__} keeps no state; use a broker that does, such as "
-                f"memory://"
-            )
         self._engine = engine
-        self._broker = broker
-        self._ledger = Ledger(engine, broker)
-        self._watches: dict[str, Watch] = {}
-        self._reads: dict[str, asyncio.Task[dict[str, Present] | Unavailable]] = {}
+        self._broker = state_broker(engine, "presence")
+        self._ledger = Ledger(engine, self._broker)
+        self._watches: Watches[Watch] = Watches(engine)
+        self._read: Reads[dict[str, Present]] = Reads(engine, self._read_entries)
         self._tending = False
         self._closed = False
         self._calls: Mapping[str, FeatureCall] = {"rt.presence.update": self._update_call}
@@ -95,15 +88,13 @@ class Running(RunningPresence):
         name = member.room.name
         watch = self._watches.get(name)
         if watch is None:
-            watch = self._watches[name] = Watch(self._engine, self._broker, name, _policy(member.room.family))
-            self._engine.listeners[watch.topic] = watch
+            watch = self._watches.add(Watch(self._engine, self._broker, name, _policy(member.room.family)))
         watch.coming.add(member)
         await watch.open()
 
     def joined(self, member: Member, result: SubscribeResult) -> None:
         """See :meth:`.RunningFeature.joined`."""
-        watch = self._watches.get(member.room.name)
-        if watch is not None and member in watch.coming:
+        if (watch := self._watches.awaiting(member)) is not None:
             result.presence = watch.add(member)
 
     def entered(self, member: Member) -> None:
@@ -114,7 +105,7 @@ class Running(RunningPresence):
     def detached(self, member: Member) -> None:
         """See :meth:`.RunningFeature.detached`."""
         self._ledger.hasten(member.room.name, member.session.id)
-        self._unwatch(member)
+        self._watches.remove(member)
 
     def departed(self, member: Member) -> None:
         """See :meth:`.RunningFeature.departed`."""
@@ -135,24 +126,6 @@ class Running(RunningPresence):
         except Exception as error:
             logger.exception("room %r: Presence(meta=…) failed", member.room.name, exc_info=error)
         return b"{}"
-
-    def _unwatch(self, member: Member) -> None:
-        watch = self._watches.get(member.room.name)
-        if watch is not None:
-            was_wanted = watch.wanted
-            watch.remove(member)
-            if was_wanted and not watch.wanted and not self._closed:
-                self._engine.spawn(self._close_watch, watch)
-
-    async def _close_watch(self, watch: Watch) -> None:
-        try:
-            gone = await watch.close()
-        except Unavailable as error:
-            logger.warning("room %r: could not unsubscribe: %s", watch.name, error)
-            gone = not watch.wanted
-        if gone and not watch.wanted and self._watches.get(watch.name) is watch:
-            del self._watches[watch.name]
-            self._engine.listeners.pop(watch.topic, None)
 
     # -- who is there ------------------------------------------------------------------------------
 
@@ -192,22 +165,8 @@ class Running(RunningPresence):
                 found.pop(client, None)
         return found
 
-    async def _read(self, name: str) -> Mapping[str, Present]:
-        """What the broker has; many who ask at the same time share one read (F2)."""
-        reading = self._reads.get(name)
-        if reading is None:
-            reading = self._reads[name] = self._engine.task(self._read_entries, name)
-            reading.add_done_callback(lambda _: self._reads.pop(name, None))
-        found = await asyncio.shield(reading)
-        if isinstance(found, Unavailable):
-            raise found
-        return found
-
-    async def _read_entries(self, name: str) -> dict[str, Present] | Unavailable:
-        try:
-            entries = await self._broker.entries(key_of(name))
-        except Unavailable as error:
-            return error
+    async def _read_entries(self, name: str) -> dict[str, Present]:
+        entries = await self._broker.entries(key_of(name))
         return {each.client: each for each in decode_members(self._engine, name, entries)}
 
     # -- meta --------------------------------------------------------------------------------------
@@ -253,8 +212,7 @@ class Running(RunningPresence):
                 await self._ledger.check_moved()
                 if interval is not None and engine.clock.monotonic() - checked_at >= interval * 0.9:
                     checked_at = engine.clock.monotonic()
-                    watches = [watch for watch in self._watches.values() if watch.current]
-                    await self._ledger.check(await check_positions(self._broker, watches))
+                    await self._ledger.check(await check_positions(self._broker, self._watches.current))
             except Unavailable as error:
                 logger.debug("presence could not be looked after: %s", error)
             except Exception as error:
@@ -264,9 +222,7 @@ class Running(RunningPresence):
     async def aclose(self) -> None:
         """See :meth:`.RunningFeature.aclose`."""
         self._closed = True
-        for watch in self._watches.values():
-            self._engine.listeners.pop(watch.topic, None)
-        self._watches.clear()
+        self._watches.end()
         try:
             async with timeout(self._engine.clock, _END):
                 while writers := self._ledger.writers:

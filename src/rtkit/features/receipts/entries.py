@@ -18,9 +18,8 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 from msgspec import Meta, Raw
 
-from ...errors import BadUnit
 from ...position import Position
-from ...wire.envelope import FORMATS, Formats, Head
+from ...wire.envelope import FORMATS, Formats
 
 __all__ = [
     "NOTHING",
@@ -75,7 +74,6 @@ class Notice(msgspec.Struct, omit_defaults=True):
 _encode: Final = msgspec.json.Encoder().encode
 _entries: Final = msgspec.json.Decoder(Entry)
 _notices: Final = msgspec.json.Decoder(Notice)
-_heads: Final = msgspec.json.Decoder(Head)
 
 
 def encode_entry(stored: Stored, version: int) -> bytes:
@@ -96,12 +94,7 @@ def decode_entry(value: bytes, formats: Formats = FORMATS) -> Stored:
     :param formats: what this release reads.
     :raises BadUnit: for what no release of rtkit has written, or a newer one did.
     """
-    try:
-        entry = _entries.decode(value)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        formats.judge("a user's marks", value, _heads.decode)
-        raise BadUnit("not a user's marks of rtkit") from None
-    formats.check("a user's marks", entry.v)
+    entry = formats.decode("a user's marks", value, _entries.decode)
     return Stored(
         None if entry.d is None else Position(*entry.d), None if entry.r is None else Position(*entry.r)
     )
@@ -118,10 +111,5 @@ def decode_notice(payload: bytes, formats: Formats = FORMATS) -> dict[str, bytes
     :param formats: what this release reads.
     :raises BadUnit: for what no release of rtkit has written, or a newer one did.
     """
-    try:
-        notice = _notices.decode(payload)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        formats.judge("a notice of marks", payload, _heads.decode)
-        raise BadUnit("not a notice of marks of rtkit") from None
-    formats.check("a notice of marks", notice.v)
+    notice = formats.decode("a notice of marks", payload, _notices.decode)
     return {user: bytes(value) for user, value in notice.marks.items()}

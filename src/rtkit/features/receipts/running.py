@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -12,8 +11,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from ... import codes
-from ...brokers.base import keeps_state
-from ...errors import BadUnit, BrokerUnavailable, NotSupported, Reject, Unavailable
+from ...errors import BadUnit, BrokerUnavailable, Reject, Unavailable
 from ...hub.answers import asked_for
 from ...hub.feature import FeatureCall, RunningReceipts
 from ...messages import MarkKind, Marks
@@ -22,7 +20,7 @@ from ...primitives.clocks import sleep, timeout
 from ...wire import MarksBody, SubscribeResult, dumps, loads
 from ...wire.units import Mark as MarkUnit
 from ...wire.units import MarksCommand
-from .._watching import check_positions
+from .._watching import Reads, Watches, check_positions, state_broker
 from .board import Board, Mark
 from .epochs import Epochs
 from .ledger import Ledger
@@ -50,18 +48,12 @@ class Running(RunningReceipts):
     """See :class:`rtkit.hub.feature.RunningReceipts`."""
 
     def __init__(self, engine: Engine) -> None:
-        broker = engine.broker
-        if not keeps_state(broker):
-            raise NotSupported(
-                f"rooms have receipts=, but {type(broker).__name__} keeps no state; use a broker that does, such as "
-                f"memory://"
-            )
         self._engine = engine
-        self._broker = broker
-        self._ledger = Ledger(engine, broker, self._board, self._inhabited)
-        self._watches: dict[str, Watch] = {}
+        self._broker = state_broker(engine, "receipts")
+        self._ledger = Ledger(engine, self._broker, self._board, self._inhabited)
+        self._watches: Watches[Watch] = Watches(engine)
         self._epochs: WeakValueDictionary[str, Epochs] = WeakValueDictionary()
-        self._reads: dict[str, asyncio.Task[Board | Unavailable]] = {}
+        self._read: Reads[Board] = Reads(engine, self._read_marks)
         self._tending = False
         self._closed = False
         self._calls: Mapping[str, FeatureCall] = {"rt.mark": self._mark_call, "rt.marks": self._marks_call}
@@ -80,15 +72,10 @@ class Running(RunningReceipts):
         room = member.room
         watch = self._watches.get(room.name)
         if watch is None:
-            watch = self._watches[room.name] = Watch(
-                self._engine,
-                self._broker,
-                room.name,
-                self._epochs_of(room.name),
-                shared=_policy(room.family).shared,
-                heal=self._heal,
+            epochs, shared = self._epochs_of(room.name), _policy(room.family).shared
+            watch = self._watches.add(
+                Watch(self._engine, self._broker, room.name, epochs, shared=shared, heal=self._heal)
             )
-            self._engine.listeners[watch.topic] = watch
         watch.coming.add(member)
         self._tend()
         self.renewed(room)
@@ -96,18 +83,12 @@ class Running(RunningReceipts):
 
     def joined(self, member: Member, result: SubscribeResult) -> None:
         """See :meth:`.RunningFeature.joined`."""
-        watch = self._watches.get(member.room.name)
-        if watch is not None and member in watch.coming:
+        if (watch := self._watches.awaiting(member)) is not None:
             result.marks = watch.add(member)
 
     def detached(self, member: Member) -> None:
         """See :meth:`.RunningFeature.detached`."""
-        watch = self._watches.get(member.room.name)
-        if watch is not None:
-            was_wanted = watch.wanted
-            watch.remove(member)
-            if was_wanted and not watch.wanted and not self._closed:
-                self._engine.spawn(self._close_watch, watch)
+        self._watches.remove(member)
         self._ledger.forget(member.room.name)
 
     def renewed(self, room: LocalRoom) -> None:
@@ -115,16 +96,6 @@ class Running(RunningReceipts):
         watch = self._watches.get(room.name)
         if watch is not None and room.feed is not None and room.feed.cursor is not None:
             watch.stands_in(room.feed.cursor.epoch)
-
-    async def _close_watch(self, watch: Watch) -> None:
-        try:
-            gone = await watch.close()
-        except Unavailable as error:
-            logger.warning("room %r: could not unsubscribe: %s", watch.name, error)
-            gone = not watch.wanted
-        if gone and not watch.wanted and self._watches.get(watch.name) is watch:
-            del self._watches[watch.name]
-            self._engine.listeners.pop(watch.topic, None)
 
     def _board(self, name: str) -> Board | None:
         """What is known of a room, if that is all there is to be known."""
@@ -238,26 +209,13 @@ class Running(RunningReceipts):
         }
 
     async def _known(self, name: str) -> Board:
-        """The marks of a room; many who ask at the same time share one read (F2)."""
+        """The marks of a room."""
         board = self._board(name)
-        if board is not None:
-            return board
-        reading = self._reads.get(name)
-        if reading is None:
-            reading = self._reads[name] = self._engine.task(self._read, name)
-            reading.add_done_callback(lambda _: self._reads.pop(name, None))
-        found = await asyncio.shield(reading)
-        if isinstance(found, Unavailable):
-            raise found
-        return found
+        return board if board is not None else await self._read(name)
 
-    async def _read(self, name: str) -> Board | Unavailable:
+    async def _read_marks(self, name: str) -> Board:
         board = Board()
-        try:
-            found = await read_room(self._engine, self._broker, self._epochs_of(name), name)
-        except Unavailable as error:
-            return error
-        board.read(*found)
+        board.read(*await read_room(self._engine, self._broker, self._epochs_of(name), name))
         return board
 
     # -- looking after it --------------------------------------------------------------------------
@@ -275,7 +233,7 @@ class Running(RunningReceipts):
             while self._watches:
                 await sleep(engine.clock, interval * (0.75 + engine.random.random() / 2))
                 try:
-                    await check_positions(self._broker, [w for w in self._watches.values() if w.current])
+                    await check_positions(self._broker, self._watches.current)
                 except Unavailable as error:
                     logger.debug("marks could not be compared: %s", error)
                 except Exception as error:
@@ -286,9 +244,7 @@ class Running(RunningReceipts):
     async def aclose(self) -> None:
         """See :meth:`.RunningFeature.aclose`."""
         self._closed = True
-        for watch in self._watches.values():
-            self._engine.listeners.pop(watch.topic, None)
-        self._watches.clear()
+        self._watches.end()
         try:
             await self._ledger.aclose()
         except Exception as error:

@@ -99,7 +99,7 @@ class Simulation:
         from ...server.http import HttpConnection
         from ...server.server import Server
 
-        server = Server(hub, path=path, clock=machine.clock, ready=hub._not_ready)
+        server = Server(hub, path=path, clock=machine.clock, ready=hub._readiness)
         try:
             async with hub:
                 self.network.listen(machine, port, lambda: HttpConnection(server._site))

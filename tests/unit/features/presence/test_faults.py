@@ -251,6 +251,21 @@ async def test_a_broker_that_has_lost_everything_learns_it_again(world: World) -
     assert len(frames(ann)) >= heard
 
 
+async def test_one_server_of_a_cluster_that_failed_over_took_the_index_with_it(world: World) -> None:
+    """B6: the list of lives lies on another one, and its count goes on. Else a node that died would leave ghosts."""
+    hub = hub_of(world)
+    await watching(world, hub, "ann")
+    await world.join(hub, "bob", "chat:a", "chat:b")
+    await world.advance(15)
+    (life,) = world.backend.entries(LIVES)
+    for name in ("chat:a", "chat:b"):
+        world.backend.remove(f"presence-rooms:{life}", name, None)
+    world.backend._state[KEY].epoch = "another"
+    await world.advance(60)
+    assert set(world.backend.entries(f"presence-rooms:{life}")) == {"chat:a", "chat:b"}
+    assert set(stored(world)) == {"ann", "bob"}
+
+
 async def test_who_comes_and_goes_while_the_broker_is_away(world: World) -> None:
     (one, _), (two, second) = node(world), node(world)
     ann, _ = await watching(world, one, "ann")
@@ -752,3 +767,21 @@ async def test_what_was_handed_over_to_nobody_knows_whom_is_taken_away(cluster: 
     await world.advance(30)
     assert told(ann, "leaves") == ["bob"]
     assert Limits().grace == 20.0
+
+
+async def test_a_life_that_is_being_renewed_when_its_node_ends_does_not_stay(world: World) -> None:
+    """The renewal was on its way when it was taken out; found by the simulator (seed 310106 of that day)."""
+    hub, broker = node(world)
+    ann, _ = await watching(world, hub, "ann")
+    await ann.call("unsubscribe", channel="chat:a")
+    await world.settle()
+    presence: Any = hub.engine.presence
+    gate = broker.hold("revise")
+    renewing = asyncio.ensure_future(presence._ledger._register(presence._ledger.life))
+    await world.settle()
+    closing = asyncio.ensure_future(hub.aclose())
+    await world.settle()
+    gate.set()
+    await closing
+    await renewing
+    assert world.backend.entries(LIVES) == {}
