@@ -2,10 +2,11 @@
 
     ./dev bench storm [--clients 5000] [--sdks 50] [--rooms 50] [--accepts 150] [--mix 90 5 5] [--members 100]
 
-Nodes A and B on one Redis, each in a process of its own, on our own server. On A a crowd by hand, over WebSockets, event
-streams and polls, and SDKs, each in one of 50 rooms with history, in which somebody goes on publishing. On B members of another
-room, whose messages are timed from when they were due. Then A is killed, and B has its address, as if a balancer or an
-address that moves had noticed at once. The crowd does what the protocol says: full jitter, windows, resume, recovery.
+Nodes A and B on one Redis, each in a process of its own, on our own server. On A a crowd by hand, over WebSockets,
+event streams and polls, and SDKs, each in one of 50 rooms with history, in which somebody goes on publishing. On B
+members of another room, whose messages are timed from when they were due. Then A is killed, and B has its address, as
+if a balancer or an address that moves had noticed at once. The crowd does what the protocol says: full jitter, windows,
+resume, recovery.
 
 It prints what became of it, and ends with status 1 if a message was lost or came twice, if somebody is not back, or is
 back over another transport.
@@ -73,7 +74,9 @@ async def serve(args: argparse.Namespace) -> None:
     limits = Limits(commands=Rate(1000, burst=1000), accepts=None, handshakes=None)
     if args.accepts:
         limits = replace(
-            limits, accepts=Rate(args.accepts, burst=args.burst or args.accepts), handshakes=2000
+            limits,
+            accepts=Rate(args.accepts, burst=args.burst or max(1, round(args.accepts / 10))),
+            handshakes=2000,
         )
     broker = RedisBroker.from_url(args.broker)
     hub: Hub[None] = Hub(broker=broker, authenticate=authenticate, limits=limits)
@@ -223,12 +226,13 @@ class Home(Orders):
     def do_start(self, port: int, members: int) -> dict[str, Any]:
         urgent = False
         with contextlib.suppress(OSError):  # as if on a machine of its own
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(2))
             urgent = True
         self.crowd = Crowd(port, token_of, told=self._told)
         self.crowd.epoll.register(0)
         self.crowd.others[0] = self.read
         self.crowd.join([(f"m{n}", "websocket", OWN) for n in range(members)])
+        self.crowd.watch()  # they, too, came no faster than they were let in
         _quiet()
         return {"urgent": urgent}
 
@@ -256,7 +260,7 @@ class Home(Orders):
                 # Each by another of them: what one sends is carried out one after the other (C2).
                 self.crowd.say(self.crowd.clients[sum(self.done) % len(self.crowd.clients)], unit.encode())
             if rate:
-                soonest = min(soonest, due - now)
+                soonest = min(soonest, self.began + self.done[which] / rate - now)
         return soonest
 
     def do_stop(self) -> dict[str, Any]:
@@ -342,7 +346,9 @@ async def sdks(url: str, count: int, rooms: int) -> None:
 
     loop.add_reader(0, read)
     clients = [Sdk() for _ in range(count)]
-    tasks = [asyncio.ensure_future(each.live(url, f"sdk{n}", room_of(n, rooms))) for n, each in enumerate(clients)]
+    tasks = [
+        asyncio.ensure_future(each.live(url, f"sdk{n}", room_of(n, rooms))) for n, each in enumerate(clients)
+    ]
     while any(each.last < 0 for each in clients):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     _quiet()
@@ -424,7 +430,13 @@ def storm(args: argparse.Namespace) -> dict[str, Any]:
         transports: dict[str, int] = {}
         if args.sdks:
             mine = stack.enter_context(
-                _Sdks.running(a.port, core=load_core, program=("storm.py", "--role", "sdks"), count=args.sdks, rooms=args.rooms)
+                _Sdks.running(
+                    a.port,
+                    core=load_core,
+                    program=("storm.py", "--role", "sdks"),
+                    count=args.sdks,
+                    rooms=args.rooms,
+                )
             )
             transports = mine.answer()["transports"]
             pids["SDKs"] = mine.pid
@@ -561,9 +573,8 @@ def tell(found: dict[str, Any]) -> None:
     )
     before, after = found["memory"]
     print(f"memory of B: {before / 2**20:.0f} MiB before, {after / 2**20:.0f} after")
-    print(
-        f"{found['home']['published']} messages; {wrong(found) or 'none lost or doubled, all over the transport they had'}"
-    )
+    verdict = wrong(found) or "none lost or doubled, all over the transport they had"
+    print(f"{found['home']['published']} messages; {verdict}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -591,11 +602,15 @@ if __name__ == "__main__":
     parser.add_argument(
         "--accepts", type=float, default=150.0, help="newcomers a second of B; 0 is any number"
     )
-    parser.add_argument("--burst", type=int, default=0, help="of them at once; without it a second's")
+    parser.add_argument(
+        "--burst", type=int, default=0, help="of them at once; without it a tenth of a second's"
+    )
     parser.add_argument("--members", type=int, default=100, help="of B's own")
     parser.add_argument("--publish", type=float, default=40.0, help="messages a second to them, at most 50")
     parser.add_argument("--rooms", type=int, default=50, help="that the crowd is in, each in one")
-    parser.add_argument("--crowd-publish", type=float, default=10.0, help="messages a second to them, one after another")
+    parser.add_argument(
+        "--crowd-publish", type=float, default=10.0, help="messages a second, to these rooms in turn"
+    )
     parser.add_argument("--beside", type=float, default=BESIDE, help="seconds before and after")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds until all have to be back")
     parser.add_argument("--json", action="store_true", help="say everything at the end, for programs")

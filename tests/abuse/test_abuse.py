@@ -393,13 +393,13 @@ async def test_handshakes_with_everything_in_one_packet(own: Victim) -> None:
     """Handshake, connect and a command together: nobody is confused by what comes early. (uvicorn drops it.)"""
     async with own.watched(6 * MIB):
 
-        async def early() -> None:
+        async def early(n: int) -> None:
             async with await Peer.open(own.port) as peer:
-                _, connect = peer.unit("connect", token="ann")
+                _, connect = peer.unit("connect", token=f"ann{n}")
                 id, echo = peer.unit("rpc", method="echo", data="early")
                 await peer.send(upgrade(own.path) + frame(connect) + frame(echo))
                 await peer.accepted()
                 assert "connect" in await peer.next_unit()
                 assert await peer.reply(id, "rpc") == {"data": "early"}
 
-        await gathered(early() for _ in range(30))
+        await gathered(early(n) for n in range(30))

@@ -16,8 +16,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they use epoll and /proc")
 
 
-async def bench(name: str, *args: str) -> str:
-    """Run a benchmark to its end; what it printed."""
+async def bench(name: str, *args: str, patience: float = 50, quiet: bool = True) -> str:
+    """Run a benchmark to its end; what it printed.
+
+    :param quiet: it must not complain of anything.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-W",
@@ -28,13 +31,15 @@ async def bench(name: str, *args: str) -> str:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        said, complained = await asyncio.wait_for(process.communicate(), 50)
+        said, complained = await asyncio.wait_for(process.communicate(), patience)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     assert process.returncode == 0, said.decode() + complained.decode()
-    assert complained == b""
+    # That a busy machine has no time for it says nothing about the benchmark.
+    complaints = [line for line in complained.splitlines() if b"the event loop stood still" not in line]
+    assert not complaints or not quiet
     return said.decode()
 
 

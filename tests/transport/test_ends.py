@@ -320,6 +320,9 @@ def _connect(token: str, id: int = 1) -> str:
     return json.dumps({"id": id, "connect": {"token": token}})
 
 
+#: Before the next message there is an answer: till then a client may send less (A1).
+_LET_IN = "let in"
+
 _CLOSED_FOR: dict[str, tuple[list[str], Closed]] = {
     "an expired token": ([_connect("expired")], Closed(3005, "expired")),
     "an application that is busy": ([_connect("later")], Closed(4001, "try again later")),
@@ -341,7 +344,11 @@ _CLOSED_FOR: dict[str, tuple[list[str], Closed]] = {
         Closed(3013, "too many requests"),
     ),
     "too many bytes": (
-        [_connect("a"), *[json.dumps({"id": 2, "rpc": {"method": "fail", "data": "x" * 40_000}})] * 2],
+        [
+            _connect("a"),
+            _LET_IN,
+            *[json.dumps({"id": 2, "rpc": {"method": "fail", "data": "x" * 40_000}})] * 2,
+        ],
         Closed(3013, "too many bytes"),
     ),
     "too large a message": ([_connect("a"), " " * (48 * 1024 + 1)], Closed(1009, "message too big")),
@@ -362,7 +369,10 @@ async def test_what_a_client_is_closed_for(site: Site, why: str, caplog: pytest.
     said, expected = _CLOSED_FOR[why]
     peer = await site.peer()
     for message in said:
-        await peer.say(message)
+        if message is _LET_IN:
+            await peer.next_unit()
+        else:
+            await peer.say(message)
     closed = await peer.closed()
     assert (closed.code, closed.how) == (expected.code, "eof")
     assert closed.reason.startswith(expected.reason)

@@ -61,6 +61,7 @@ let credentials = "include";
 /**
  * @typedef {object} Clock See client.js.
  * @property {() => number} wall
+ * @property {() => number} monotonic
  * @property {(callback: () => void, seconds: number) => any} setTimeout
  * @property {(timer: any) => void} clearTimeout
  */

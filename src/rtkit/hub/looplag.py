@@ -3,8 +3,8 @@
 Two views of the same trouble:
 
 - *The tick*: once a second, as long as there are connections, a deadline is due, and how late it fires is what any
-  timer, and any message, had to wait at that moment. That goes into a histogram. It sees everything: our handlers, the application's other code in the
-  same loop, garbage collection, a process that got no processor.
+  timer, and any message, had to wait at that moment. That goes into a histogram. It sees everything: our handlers,
+  the application's other code in the same loop, garbage collection, a process that got no processor.
 - *The steps*: a handler or hook runs in steps, from one ``await`` to the next, and nobody else runs within one. Each
   step of what the application gave us is timed, so that one that takes too long has a name, exactly, also when a
   hundred handlers are under way. What it awaits in tasks of its own is not seen.

@@ -94,9 +94,8 @@ class HeartbeatState:
     """The heartbeat of one connection, from the side that pings.
 
     Every *now* is seconds of one monotonic clock. Call :meth:`start` first, :meth:`due` whenever
-    ``next_at`` has come, and read ``next_at`` again after each call of it, after ``delayed`` and
-    ``resumed``, and when ``heard`` or
-    ``pong`` say so.
+    ``next_at`` has come, and read ``next_at`` again after each call of it, after ``delayed`` and ``resumed``, and
+    when ``heard`` or ``pong`` say so.
     """
 
     __slots__ = ("_paused_at", "_ping_at", "_pinged_at", "_policy", "_pong_by", "latency")

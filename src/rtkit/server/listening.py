@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "bind_tcp", "bind_unix"]
 
 #: Connections that wait in the kernel; more are refused by it, or have to try again.
-_BACKLOG: Final = 2048
+_BACKLOG: Final = 4096
 #: Connections accepted in one loop turn.
 _A_TURN: Final = 8
 #: Seconds until accepting is tried again when it was not possible.
