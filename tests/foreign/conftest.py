@@ -37,7 +37,13 @@ async def page() -> AsyncIterator[ScriptKind]:
         yield kind
 
 
-KINDS = ["node", "chromium", "python", "node over http_stream", "chromium over sse"]
+KINDS = [
+    "node",
+    pytest.param("chromium", marks=pytest.mark.soak),  # the same script as in node, over the same transport
+    "python",
+    "node over http_stream",
+    "chromium over sse",
+]
 
 
 @pytest.fixture(params=KINDS)

@@ -66,6 +66,7 @@ async def test_idle_members_stay() -> None:
     assert said.count("20 still there") == 2
 
 
+@pytest.mark.soak
 async def test_marks_cost_something() -> None:
     said = await bench("marks", "--members", "20", "--seconds", "1")
     assert "in the end 0 members were not known to have read everything" in said

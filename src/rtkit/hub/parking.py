@@ -16,6 +16,7 @@ that was merely cut off, and comes back, lets go when its grace ends and it find
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
@@ -53,6 +54,8 @@ _VOID: Final = 10_000
 _END: Final = 2.0
 #: Seconds the node that had a session has to answer. Its client waits for that.
 _PATIENCE: Final = 1.0
+#: Nodes to be asked later, at the most.
+_UNASKED: Final = 1000
 
 _owners = msgspec.msgpack.Decoder(Owner)
 _heads = msgspec.msgpack.Decoder(OwnerHead)
@@ -84,6 +87,9 @@ class Parking:
         self._secret: bytes | None = engine.hub.secret
         self._void: dict[str, None] = {}  # sessions that have ended, and whose owner the broker still keeps
         self._forgetting = False
+        self._taking: dict[str, asyncio.Future[None]] = {}  # sessions that are just being taken up, by client
+        #: Nodes that had sessions which are ours, and could not be asked what they were in, as the broker was away.
+        self._unasked: dict[str, str] = {}
         self.handed_over_at = -math.inf
         """When another node took a session up last, by the clock."""
         engine.relay.obey["let go"] = self._let_go
@@ -130,21 +136,38 @@ class Parking:
         claim = read_token(secret, token, now=self._engine.clock.time(), reads=reads)
         if claim is None or claim.user != identity.user:
             return None
+        while (earlier := self._taking.get(claim.client)) is not None:
+            await asyncio.wait((earlier,))  # its client gave up waiting: that session is not there yet
+        taking = self._taking[claim.client] = self._engine.loop.create_future()
+        try:
+            return await self._take_up(claim)
+        finally:
+            del self._taking[claim.client]
+            taking.set_result(None)  # who waits goes on in another turn, when the session has begun
+
+    async def _take_up(self, claim: Claim) -> TakenUp | None:
         owner = await self._claim(claim)
         if owner is None:
             self._engine.counters.add("resumes", "stale")
             return None
         answered: Answered | None = None
-        if owner.node == self._engine.node_id:
-            if claim.client not in self._engine.sessions:
+        node, here = owner.node, claim.client in self._engine.sessions
+        if node == self._engine.node_id and not here:
+            node = self._unasked.pop(claim.client, node)
+        if node == self._engine.node_id:
+            if not here:
                 await self._too_late(claim.client)
                 return None
         else:
             # The session is ours already; the other node may only say what it was in, or that it had ended.
             request = Ask(do="let go", client=claim.client, number=owner.generation)
+            self._unasked[claim.client] = node
+            if len(self._unasked) > _UNASKED:
+                del self._unasked[next(iter(self._unasked))]
             # Of a node that died with thousands of sessions one second is lost once, not by each of them (K4).
-            patience = 0.0 if self._engine.relay.silent(owner.node) else _PATIENCE
-            answered = await self._engine.relay.ask(owner.node, request, patience=patience, tries=1)
+            patience = 0.0 if self._engine.relay.silent(node) else _PATIENCE
+            answered = await self._engine.relay.ask(node, request, patience=patience, tries=1)
+            self._unasked.pop(claim.client, None)
             if answered is not None and answered.status != 200:
                 await self._too_late(claim.client)
                 return None

@@ -721,6 +721,47 @@ async def test_lost_while_the_other_node_is_asked(world: World, diary: Diary) ->
     assert again["rt"]["resumed"] is True
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_who_gives_up_waiting_and_comes_again_is_not_too_late(
+    world: World, diary: Diary, away: bool
+) -> None:
+    """K4, C3: in a storm the first attempt is still being worked on, or has failed half way, when the second comes."""
+    hub, other = diary.hub(world, "1:"), diary.hub(world, "2:")
+    await other.start()
+    ann, told = await come(world, hub)
+    await ann.call("subscribe", channel="room:a")
+    await ann.drop()
+    gate, ask = asyncio.Event(), other.engine.relay.ask
+
+    async def slowly(*args: Any, **options: Any) -> Any:
+        other.engine.relay.ask = ask  # type: ignore[method-assign]
+        await gate.wait()
+        if away:
+            raise BrokerUnavailable("away")
+        return await ask(*args, **options)
+
+    other.engine.relay.ask = slowly  # type: ignore[method-assign]
+    clients = []
+    for _ in range(2):
+        client = world.client(other, rt=True)
+        asked = client.ask("connect", token="ann", rt={"v": 1, "resume": told["rt"]["resume"]})
+        await world.settle()
+        clients.append(client)
+        if not gate.is_set() and len(clients) == 1:
+            await client.drop()
+    assert not clients[1].answered(asked)
+    gate.set()
+    await world.settle()
+    again = clients[1].reply(asked)["connect"]
+    assert again["client"] == told["client"]
+    assert again["rt"]["resumed"] is True
+    await clients[1].call("subscribe", channel="room:a")
+    assert not [line for line in diary.read() if "leaves" in line]
+    assert other.statistics().counted.resumes["taken up"] >= 1
+    assert not other.engine.parking._taking
+    assert not other.engine.parking._unasked
+
+
 async def test_told_to_try_again_it_has_not_left(world: World, diary: Diary) -> None:
     """A broker that is away is no reason to be seen leaving."""
     hub = diary.hub(world)
