@@ -17,7 +17,7 @@ from starlette.routing import Mount, WebSocketRoute
 from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.asyncio.client import connect as websocket
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from rtkit import Credentials, Grant, Hub, Identity, anonymous
 from rtkit.hosting import uvicorn_host
@@ -55,6 +55,18 @@ async def served(hub: Hub[Any], **options: Any) -> AsyncGenerator[int]:
 def pipes(hub: Hub[Any]) -> list[Any]:
     """What moves the messages of the hub's connections."""
     return [each.transport._pipe for each in hub.engine.connections]
+
+
+async def test_refusals_are_no_errors_of_ours(hub: Hub[Any], caplog: pytest.LogCaptureFixture) -> None:
+    """F2: where thousands are told to come back later, the log does not say so thousands of times."""
+    async with served(hub) as port, websocket(f"ws://127.0.0.1:{port}/rt/ws"):
+        hub.engine.accepting = False
+        for _ in range(3):
+            with pytest.raises(InvalidStatus) as refused:
+                await websocket(f"ws://127.0.0.1:{port}/rt/ws")
+            assert refused.value.response.status_code == 503
+        hub.engine.accepting = True
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 # -- the contract with uvicorn

@@ -133,6 +133,12 @@ class Protocol(WebSocketsSansIOProtocol):
         else:
             super().shutdown()
 
+    async def send(self, message: Any) -> None:
+        """uvicorn logs each handshake that is refused with a response as an error of ours: thousands, in a storm."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True
+
     # -- called by the host of the hub
 
     def hold(self) -> bool:
