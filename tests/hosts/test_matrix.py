@@ -1,4 +1,4 @@
-"""Every framework on every server, in short: what the how-to pages show works (T1, L1).
+"""Frameworks on servers, in short: what the how-to pages show works (T1, L1); every one on every one in `./dev matrix`.
 
 The applications are those of ``examples/hosts``, as they stand on the pages, and the hub alone. The transport suite on
 all of them takes minutes: that is ``tests/hosts/test_suite.py``. Every client is in ``tests/hosts/test_clients.py``.
@@ -7,6 +7,7 @@ all of them takes minutes: that is ``tests/hosts/test_suite.py``. Every client i
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -51,6 +52,9 @@ LAST_WORDS = {
 ASGI = [name for name in (*NAMES, ALONE) if name not in OWN or name == ALONE]
 PAIRS = [(name, server) for name in ASGI for server in (*SERVERS, "granian")]
 PAIRS += [(name, name) for name in OWN]  # websockets last
+if not os.environ.get("RTKIT_MATRIX"):
+    # Every framework on one server, and every server with one framework. All of it is `./dev matrix`.
+    PAIRS = [pair for pair in PAIRS if "Starlette" in pair or "uvicorn" in pair or pair[0] in OWN]
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0]} on {pair[1]}")
