@@ -33,6 +33,13 @@ async def users(hub: Hub[None]) -> list[str]:
     return sorted(member.user for member in await hub.room("log").presence())
 
 
+async def stay(sim: Simulation, name: str, node: str, seconds: float) -> None:
+    """Somebody is in the room for a while."""
+    client = sim.connect(sim.machine(name), f"http://{node}:8000/rt", token=name)
+    async with client, client.join("log"):
+        await sim.sleep(seconds)
+
+
 @pytest.mark.parametrize("comes", [True, False])
 def test_presence_is_the_truth_again_after_a_failover_that_lost_writes(comes: bool) -> None:
     """Who came, or left, between the snapshot and the failover (seeds 1023, 1030 and 1058)."""
@@ -41,18 +48,13 @@ def test_presence_is_the_truth_again_after_a_failover_that_lost_writes(comes: bo
         server = BrokerServer(sim, sim.machine("broker"))
         one, two = await boot(sim, server, "one"), await boot(sim, server, "two")
 
-        async def stay(name: str, seconds: float) -> None:
-            client = sim.connect(sim.machine(name), "http://one:8000/rt", token=name)
-            async with client, client.join("log"):
-                await sim.sleep(seconds)
-
-        sim.machine("ann").spawn(stay("ann", 1000))
+        sim.machine("ann").spawn(stay(sim, "ann", "one", 1000))
         if comes:
             await sim.sleep(5)
             snapshot = server.snapshot()
-            sim.machine("bob").spawn(stay("bob", 1000))
+            sim.machine("bob").spawn(stay(sim, "bob", "one", 1000))
         else:
-            sim.machine("bob").spawn(stay("bob", 7))
+            sim.machine("bob").spawn(stay(sim, "bob", "one", 7))
             await sim.sleep(5)
             snapshot = server.snapshot()
         await sim.sleep(5)
@@ -71,21 +73,15 @@ def test_who_left_as_the_last_of_its_node_does_not_come_back_with_a_failover() -
         server = BrokerServer(sim, sim.machine("broker"))
         one, two = await boot(sim, server, "one"), await boot(sim, server, "two")
 
-        async def stay(name: str, node: str, seconds: float) -> None:
-            client = sim.connect(sim.machine(name), f"http://{node}:8000/rt", token=name)
-            async with client, client.join("log"):
-                await sim.sleep(seconds)
-
-        sim.machine("ann").spawn(stay("ann", "one", 6))
-        sim.machine("bob").spawn(stay("bob", "two", 1000))
+        sim.machine("ann").spawn(stay(sim, "ann", "one", 6))
+        sim.machine("bob").spawn(stay(sim, "bob", "two", 1000))
         await sim.sleep(5)
         snapshot = server.snapshot()
         await sim.sleep(5)
         server.fail_over(snapshot)
         await sim.sleep(1)
-        sim.machine("cyd").spawn(
-            stay("cyd", "one", 1000)
-        )  # the node begins the room anew, and sees no difference
+        # The node begins the room anew, and sees no difference.
+        sim.machine("cyd").spawn(stay(sim, "cyd", "one", 1000))
         await sim.sleep(300)
         return await users(one), await users(two)
 
@@ -100,13 +96,8 @@ def test_a_node_that_ends_right_after_a_failover_leaves_nobody_behind() -> None:
         await boot(sim, server, "one")
         two = await boot(sim, server, "two")
 
-        async def stay(name: str, node: str, seconds: float) -> None:
-            client = sim.connect(sim.machine(name), f"http://{node}:8000/rt", token=name)
-            async with client, client.join("log"):
-                await sim.sleep(seconds)
-
-        sim.machine("ann").spawn(stay("ann", "one", 6))
-        sim.machine("bob").spawn(stay("bob", "two", 1000))
+        sim.machine("ann").spawn(stay(sim, "ann", "one", 6))
+        sim.machine("bob").spawn(stay(sim, "bob", "two", 1000))
         await sim.sleep(5)
         snapshot = server.snapshot()
         await sim.sleep(3)

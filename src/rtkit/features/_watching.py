@@ -77,9 +77,8 @@ class RoomWatch:
         self.watchers: dict[Member, bool] = {}
         self.coming: set[Member] = set()
         self._subscribed = False
-        self._asked = (
-            False  # for that; a broker that could not confirm it may do it all the same, when it is back
-        )
+        # Asked to be; a broker that could not confirm it may do it all the same, when it is back.
+        self._asked = False
         self._gate = asyncio.Lock()
         self._reading = asyncio.Lock()
         self._repairing = False

@@ -130,9 +130,7 @@ class Connection:
         self._corked = False
         self._refreshing = False
         self._said_bye = False
-        self._last_words: Deadline | None = (
-            None  # the transport is gone, and not all is done that was said before
-        )
+        self._last_words: Deadline | None = None  # of one who is gone
         self._overdrawn = 0
         self._commands = TokenBucket(limits.commands.rate, limits.commands.burst)
         self._bytes = TokenBucket(limits.inbound.rate, limits.inbound.burst)
@@ -198,9 +196,8 @@ class Connection:
             self.refresh(command)  # bypasses the queue: a waiting handler must not let a token expire (C2)
             return
         if command.bye is not None:
-            self._said_bye = (
-                True  # and is carried out in its turn, even if the transport is gone by then (C3)
-            )
+            # Carried out in its turn, even if the transport is gone by then (C3).
+            self._said_bye = True
         self._enqueue(command, len(unit) if assembled else 0)
 
     def _chunk(self, chunk: Chunk, now: float) -> None:

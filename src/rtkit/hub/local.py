@@ -106,9 +106,8 @@ class LocalRoom:
         self.live: dict[Member, None] = {}
         self.outside: dict[Member, None] = {}
         self.subscribed = False
-        self._asked = (
-            False  # for that; a broker that could not confirm it may do it all the same, when it is back
-        )
+        # Asked to be; a broker that could not confirm it may do it all the same, when it is back.
+        self._asked = False
         self._pending: list[Prepared] = []  # delivered in this loop turn, and not yet handed to the members
         self._pending_bytes = 0
         self._pending_epoch = ""
@@ -119,9 +118,8 @@ class LocalRoom:
         self._gate = asyncio.Lock()
         self._repairing = False
         self._hurry: asyncio.Event | None = None
-        self._large: WeakValueDictionary[tuple[str, int, bool], Parcel] | None = (
-            None  # read for those who lag
-        )
+        # Read for those who lag.
+        self._large: WeakValueDictionary[tuple[str, int, bool], Parcel] | None = None
 
     # -- what the broker hands over ----------------------------------------------------------------
 

@@ -137,7 +137,9 @@ class Parking:
         if claim is None or claim.user != identity.user:
             return None
         while (earlier := self._taking.get(claim.client)) is not None:
-            await asyncio.wait((earlier,))  # its client gave up waiting: that session is not there yet
+            # Its client gave up waiting, and that session is not there yet. It will be, or not, within the broker's
+            # patience and ours with the other node.
+            await asyncio.wait((earlier,))
         taking = self._taking[claim.client] = self._engine.loop.create_future()
         try:
             return await self._take_up(claim)

@@ -113,9 +113,8 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[Response] | None = None
         self._body: Body | None = None  # of the request that is being read
-        self._bodiless = (
-            False  # it is a HEAD: whatever it is answered, with a refusal for instance, has a head alone
-        )
+        # It is a HEAD: whatever it is answered, with a refusal for instance, has a head alone.
+        self._bodiless = False
 
     # -- called by the loop
 
