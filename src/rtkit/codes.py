@@ -101,12 +101,12 @@ def describe_close(code: int) -> str:
 
 #: Errors of the WebSocket layer that the same client would only repeat: a message that is too big,
 #: an extension the server lacks, data of the wrong kind, a protocol error.
-_TERMINAL_WS = frozenset({1002, 1003, 1007, 1008, WS_TOO_BIG, 1010})
+VIOLATIONS = frozenset({1002, 1003, 1007, 1008, WS_TOO_BIG, 1010})
 
 
 def is_terminal(code: int) -> bool:
     """Whether a client that was closed with *code* must not reconnect by itself."""
-    return 3500 <= code <= 3999 or 4500 <= code <= 4999 or code in _TERMINAL_WS
+    return 3500 <= code <= 3999 or 4500 <= code <= 4999 or code in VIOLATIONS
 
 
 def is_valid_close(code: int) -> bool:

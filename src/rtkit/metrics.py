@@ -264,7 +264,7 @@ def _by(label: str, values: Iterable[str], meaning: str) -> Mapping[str, Metric]
 
 
 _CODES: Final = [code for name, code in vars(codes).items() if name.isupper() and isinstance(code, int)]
-_CLOSES: Final = [str(code) for code in _CODES if codes.is_valid_close(code) or code == codes.WS_TOO_BIG]
+_CLOSES: Final = [str(code) for code in (*filter(codes.is_valid_close, _CODES), *sorted(codes.VIOLATIONS))]
 _ERRORS: Final = [str(code) for code in _CODES if codes.INTERNAL <= code < codes.APPLICATION]
 _DROPS: Final = [
     *("recover", "drop_oldest", "drop_newest", "latest_per_key", "close"),  # the policies
@@ -275,8 +275,15 @@ _METHODS: Final = [
     *("subscribe", "unsubscribe", "sub_refresh", "publish", "history", "signal"),
     *("presence", "presence_stats", "presence_update", "mark", "marks"),
 ]
-_LIMITS: Final = ["assembling", "bytes", "commands", "large", "publication", "rooms", "signals", "user"]
+_LIMITS: Final = [
+    *("assembling", "bytes", "commands", "large", "pending", "publication", "rooms", "signals", "user")
+]
 _REFUSALS: Final = ["address", "draining", "handshakes", "origin", "rate", "user"]
+#: Statuses, and what became of those who did not get one.
+_TURNED_AWAY: Final = [
+    *("400", "403", "404", "408", "410", "413", "426", "429", "431", "503"),
+    *("dropped", "silent", "unread"),
+]
 _OPERATIONS: Final = ["append", "publish", "read", "state", "subscribe"]
 
 
@@ -292,6 +299,12 @@ class Counted:
     refusals: Labelled = field(
         default_factory=_nothing,
         metadata=_by("reason", _REFUSALS, "newcomers that were not let in"),
+    )
+    turned_away: Labelled = field(
+        default_factory=_nothing,
+        metadata=_by(
+            "status", _TURNED_AWAY, "requests refused, by status, and connections that never had an answer"
+        ),
     )
     closes: Labelled = field(
         default_factory=_nothing,

@@ -91,6 +91,9 @@ class _EchoAcceptor:
     def connect(self, transport: Transport, handshake: Handshake) -> _Echo:
         return _Echo(transport)
 
+    def turned_away(self, why: str) -> None:
+        pass
+
     async def answer(self, request: HttpRequest) -> Answer:
         return plain(404, "nothing\n")
 

@@ -118,7 +118,7 @@ def check(name: str, cases: Mapping[str, str]) -> None:
         assert now == known().get(name), "or not written down yet"
 
 
-# -- every time ----------------------------------------------------------------------------------------
+# -- the protocol ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.soak  # it installs the suite, and the suite judges by its own clock; ten seconds by itself

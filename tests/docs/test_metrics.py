@@ -37,6 +37,7 @@ def test_labels_are_those_that_there_are() -> None:
     """Codes, policies and methods, which are listed elsewhere, are told in a word instead."""
     told = {
         "the code": lambda value: value.isdigit(),
+        "the status": lambda value: value.isdigit(),
         "the policy": lambda value: value in ("recover", "close", "latest_per_key") or value[:5] == "drop_",
         "the method": lambda value: True,
     }

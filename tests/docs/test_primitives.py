@@ -79,7 +79,7 @@ def test_the_table_knows_what_there_is() -> None:
 def test_examples_are_small() -> None:
     for block in blocks(PAGE, "python"):
         handlers = [line for line in block.text.splitlines() if line.strip() and "import" not in line]
-        assert len(handlers) <= 32, block.where
+        assert len(handlers) <= 24, block.where
 
 
 async def test_an_outbox() -> None:

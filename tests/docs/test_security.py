@@ -35,6 +35,7 @@ SERVER_ROWS = table(LIMITS, "limit of the server", "default", "beyond it", "show
 FIXED_ROWS = table(LIMITS, "fixed", "value", "beyond it", "shown by")
 ATTACKS = table(SECURITY, "attack", "what happens", "shown by")
 ELSEWHERE = table(SECURITY, "attack", "under uvicorn", "shown by")
+MEMORY = table(SECURITY, "what is done", "at once", "memory", "shown by")
 
 
 def amount(name: str, value: float) -> str:
@@ -78,7 +79,9 @@ def named(cell: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "row", [*ATTACKS, *HUB_ROWS, *SERVER_ROWS, *FIXED_ROWS], ids=lambda row: str(row)[:60]
+    "row",
+    [*ATTACKS, *ELSEWHERE, *MEMORY, *HUB_ROWS, *SERVER_ROWS, *FIXED_ROWS],
+    ids=lambda row: str(row)[:60],
 )
 def test_every_row_names_a_test_that_exists(row: dict[str, str]) -> None:
     tests = named(row["shown by"])
@@ -86,7 +89,8 @@ def test_every_row_names_a_test_that_exists(row: dict[str, str]) -> None:
     for each in tests:
         path, _, name = each.partition("::")
         source = (ROOT / path).read_text()
-        assert not name or re.search(rf"^(async )?def {name}\b", source, flags=re.M), f"no {each}"
+        assert name, f"{each} is no test, but a file of them"
+        assert re.search(rf"^(async )?def {name}\b", source, flags=re.M), f"no {each}"
 
 
 def test_every_attack_of_the_abuse_suite_is_on_the_page() -> None:
@@ -97,13 +101,19 @@ def test_every_attack_of_the_abuse_suite_is_on_the_page() -> None:
         for page in (SECURITY, LIMITS)
         for each in re.findall(r"`(tests/abuse/[^`]+)`", prose(page))
     }
-    assert tests - on_pages == {
-        "test_frames_that_break_the_protocol_under_uvicorn",
-        "test_handshakes_with_everything_in_one_packet",
-    }
-    assert on_pages <= tests | {""}
+    assert tests == on_pages
+
+
+def test_every_abuse_has_a_bound_of_memory() -> None:
+    """What is done to a victim has a row that says what it may cost; the test reads its bound there."""
+    source = (ROOT / "tests/abuse/test_abuse.py").read_text()
+    tests = re.findall(r"^async def (test_\w+)\((.*?)\) -> None:", source, flags=re.M | re.S)
+    assert [name for name, parameters in tests if "bound: int" not in parameters] == []
+    assert sorted(name for row in MEMORY for name in named(row["shown by"])) == sorted(
+        f"tests/abuse/test_abuse.py::{name}" for name, _ in tests
+    )
 
 
 def test_the_tables_are_read() -> None:
     """A table whose heading changed would be skipped without a word."""
-    assert len(ATTACKS) > 35 and len(ELSEWHERE) == 7 and len(FIXED_ROWS) == 7
+    assert len(ATTACKS) > 35 and len(ELSEWHERE) == 7 and len(FIXED_ROWS) == 9 and len(MEMORY) > 20

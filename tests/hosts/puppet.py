@@ -81,6 +81,9 @@ class Puppet:
     def connect(self, transport: Transport, handshake: Handshake) -> Driver:
         raise NotImplementedError
 
+    def turned_away(self, why: str) -> None:
+        pass
+
     async def answer(self, request: HttpRequest) -> Answer:
         match request.endpoint:
             case "send":

@@ -87,14 +87,15 @@ def _without_words_about_cancelled_handlers() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def serve_granian(target: str, folder: Path) -> AsyncGenerator[int]:
+async def serve_granian(target: str, folder: Path, *options: str) -> AsyncGenerator[int]:
     """granian, in a process of its own: embedded into ours, its threads now and then take it down with them at exit.
 
     :param target: as on its command line: ``module:application``.
+    :param options: likewise.
     """
     port = free_port()
     command = ["-m", "granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--no-log", "--working-dir", str(folder), target]
+    command += ["--workers", "1", "--no-log", "--working-dir", str(folder), *options, target]
     # A group of its own: granian is a process with workers, and all of them have to go, also when a test fails.
     process = await asyncio.create_subprocess_exec(sys.executable, *command, start_new_session=True)
     try:

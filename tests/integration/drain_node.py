@@ -57,7 +57,15 @@ def main(server: str, port: str) -> None:
         from granian.server import Server
 
         target = "tests.integration.drain_node:make_app"
-        Server(target, port=int(port), interface=Interfaces.ASGI, factory=True, websockets=True).serve()
+        Server(
+            target,
+            port=int(port),
+            interface=Interfaces.ASGI,
+            factory=True,
+            websockets=True,
+            backpressure=16_384,  # connections, of which streams and polls have two; else there are 1,024
+            workers_kill_timeout=10,
+        ).serve()
 
 
 if __name__ == "__main__":

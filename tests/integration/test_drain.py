@@ -8,6 +8,7 @@ lost or comes twice, and nobody is seen leaving.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -44,7 +45,10 @@ class Node:
     def __init__(self, server: str, redis: RedisServer) -> None:
         self.port = free_port()
         command = [sys.executable, "-m", "tests.integration.drain_node", server, str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "DRAIN_BROKER": redis.url})
+        # A group of its own: granian is a process with a worker, which would outlive it when a test fails.
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "DRAIN_BROKER": redis.url}, start_new_session=True
+        )
 
     async def status(self) -> int:
         """What ``ready`` says; 0 while nobody is there."""
@@ -71,14 +75,18 @@ class Node:
         assert answer.startswith(b"HTTP/1.1 200 "), answer
 
     async def end(self) -> float:
-        """Tell it to end; the seconds that took."""
+        """Tell it to end; the seconds that took.
+
+        :raises subprocess.TimeoutExpired: when it stays.
+        """
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(self.process.wait)
+        await asyncio.to_thread(self.process.wait, 60)
         return time.monotonic() - began
 
     def bury(self) -> None:
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 

@@ -47,6 +47,13 @@ def test_a_seed_is_one_run_in_another_process_too() -> None:
     assert f"digest {run(plan).digest}" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_seed_is_one_run_wherever_its_objects_lie() -> None:
+    """A node that ends says goodbye to its clients in the order in which they came, and not in that of a set."""
+    plan = make_plan(1_000_020, seconds=12.0, every=3.0, pace=4.0)
+    assert "node restarts" in [fault.kind for fault in plan.faults]
+    assert run(plan).digest == run(plan).digest
+
+
 def test_without_faults_nobody_is_ever_told_of_a_gap() -> None:
     outcome = run(short(3).without(*short(3).faults))
     all_is_well(outcome)

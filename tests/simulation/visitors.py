@@ -148,7 +148,7 @@ class _Errors(logging.Handler):
         self._found = found
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._found.append(f"{record.name}: {record.getMessage()} {record.exc_info or ''}")
+        self._found.append(f"{record.name}: {self.format(record)}")
 
 
 class World:

@@ -128,7 +128,7 @@ class _Errors(logging.Handler):
         self.world = world
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.world.say("error", f"{record.name}: {record.getMessage()} {record.exc_info or ''}")
+        self.world.say("error", f"{record.name}: {self.format(record)}")
 
 
 class Seat:
@@ -390,11 +390,14 @@ class Node:
         self.machine.crash(dark=dark)
 
     async def stop(self) -> None:
+        parking = self.hub.engine.parking if self.hub is not None else None
         self.hub = None
         self._publishing.cancel()
         await asyncio.wait([self._publishing])
         await self.world.sim.stop(self.machine)
         await asyncio.sleep(0.5)
+        if parking is not None:  # what it could not tell the broker in the 2 s it has for that
+            self.world.untold |= {f"session:{client}" for client in parking._void}
         self.world.nothing_runs(self.machine)
 
     async def _publish(self, hub: Hub[None]) -> None:
@@ -448,6 +451,8 @@ class World:
         self.server_busy = False
         self.enough = asyncio.Event()
         self.leaving = asyncio.Event()
+        #: Keys of sessions that ended with their node, while the broker was away: gone in a day.
+        self.untold: set[str] = set()
         self.published: dict[str, dict[str, int]] = {name: {} for name in PASSING}
         self.users: list[User] = []
         self.revoked: set[str] = set()
@@ -738,6 +743,7 @@ class World:
         if self.faults["node crashes"] or rolled_back:
             # Who owned a session whose node died, or whose end was undone: until no token can name it.
             kept = {key: entries for key, entries in kept.items() if not key.startswith("session:")}
+        kept = {key: entries for key, entries in kept.items() if key not in self.untold}
         if self.record.losses or self.faults["node freezes"]:
             # The index of a life that ended with the broker's data, or while its node stood still, put there by who did
             # not know yet: gone in a day.

@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from rtkit.codes import VIOLATIONS
 from tests.support.rawsocket import BINARY, CLOSE, CONT, PING, PONG, TEXT, close_payload, frame
 from tests.transport.conftest import Site, until
 
@@ -140,6 +141,8 @@ async def test_how_it_ends(site: Site, name: str) -> None:
             assert (closed.code, closed.how) == (code, "eof")
     await until(lambda: site.open_connections == 1)
     assert await neighbour.echo("here") == "here"
+    if code in VIOLATIONS:
+        assert site.hub.statistics().counted.closes == {str(code): 2}, "M1: whoever has noticed"
 
 
 async def test_what_is_within_the_bounds_is_taken(site: Site) -> None:

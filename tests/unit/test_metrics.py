@@ -47,6 +47,7 @@ REVIEWED = {
     "commands": {"method": "a method that has a handler"},
     "broker_errors": {"operation": "a key of roundtrips._OPERATIONS"},
     "refusals": {"reason": "literals, given to Hub._refused"},
+    "turned_away": {"why": "statuses, and three words of Acceptor.turned_away"},
 }
 
 
@@ -112,7 +113,8 @@ def test_the_sets_are_those_of_the_rest() -> None:
     assert operations == TOTALS["broker_errors"].values == catalogue(Measured)["broker"].values
     assert set(Timings().broker) == set(roundtrips._OPERATIONS)
     closes = {str(code) for code in codes._CLOSE_WORDS if codes.is_valid_close(code)}
-    assert closes | {"1009", "lost", "peer", OTHER} == TOTALS["closes"].values
+    violations = set(map(str, codes.VIOLATIONS))
+    assert closes | violations | {"lost", "peer", OTHER} == TOTALS["closes"].values
 
 
 def test_a_label_has_a_type_of_its_own() -> None:

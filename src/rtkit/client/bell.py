@@ -25,7 +25,7 @@ class Bell:
     __slots__ = ("_waiters",)
 
     def __init__(self) -> None:
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], None] = {}
 
     def ring(self) -> None:
         """Wake all who wait now."""
@@ -39,11 +39,11 @@ class Bell:
         """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         timer = clock.call_at(until, _wake, waiter) if clock is not None and until < math.inf else None
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             await waiter
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
             if timer is not None:
                 timer.cancel()
 

@@ -57,10 +57,13 @@ def endpoint(url: str) -> str:
         host = parts.hostname
         _ = parts.port
     except ValueError as error:
-        raise ValueError(f"{url!r:.200} is no URL: {error}") from None
+        why = "" if "@" in url else f": {error}"  # it may quote what stands before the host
+        raise ValueError(f"{_shown(url)!r:.200} is no URL{why}") from None
     scheme = _SCHEMES.get(parts.scheme)
     if scheme is None or not host:
-        raise ValueError(f"connect() takes a ws://, wss://, http:// or https:// URL, not {url!r:.200}")
+        raise ValueError(
+            f"connect() takes a ws://, wss://, http:// or https:// URL, not {_shown(url)!r:.200}"
+        )
     path = parts.path.rstrip("/")
     if not path.endswith(_ENDPOINTS):
         path += "/ws"
@@ -71,6 +74,13 @@ def without_secrets(url: str) -> str:
     """The URL as it may be shown: without user, password and query (A5)."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _shown(url: str) -> str:
+    """The same of what may be no URL."""
+    url = url.partition("?")[0].partition("#")[0]
+    before, slashes, rest = url.partition("//")
+    return before + slashes + rest.rpartition("@")[2] if slashes else url.rpartition("@")[2]
 
 
 def is_loopback(url: str) -> bool:

@@ -127,7 +127,9 @@ class WebSocketDialer:
             )
         except InvalidStatus as refused:
             raise self._refused(refused.response, url) from None
-        except (SecurityError, InvalidProxy) as error:
+        except InvalidProxy as error:  # whose text has the URL of the proxy, which may hold a password
+            raise DialFailed(f"{without_secrets(url)}: no valid proxy: {error.msg}", terminal=True) from None
+        except SecurityError as error:
             raise DialFailed(f"{without_secrets(url)}: {error}", terminal=True) from error
         except InvalidHandshake as error:
             # No answer, or one that no server of WebSockets gives: something on the way stands in for it.

@@ -103,6 +103,7 @@ class AsgiHttp:
             body = await self._read(handshake, receive, most_of_body(self._acceptor, endpoint))
             await self._exchange(HttpRequest(method, endpoint, handshake, body), receive, send)
         except Refused as refused:
+            self._acceptor.turned_away(str(refused.status))
             first = _is_http_1(handshake)
             if refused.status == 413 and not first:
                 await self._forget_rest(receive)

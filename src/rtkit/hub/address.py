@@ -24,7 +24,7 @@ from typing import Final, final
 from ..errors import UsageError
 from ..transports import Handshake
 
-__all__ = ["Client", "Proxies", "Uncounted", "key_of", "read_address"]
+__all__ = ["NO_PROXIES", "Client", "Proxies", "Uncounted", "key_of", "read_address"]
 
 Address = IPv4Address | IPv6Address
 
@@ -121,7 +121,7 @@ class Proxies:
     def client(self, handshake: Handshake) -> Client:
         """Where a handshake comes from."""
         peer = read_address(handshake.address)
-        if not (self._trusts(peer) if peer is not None else self._unix and not handshake.address):
+        if not self._vouches(peer, handshake):
             if peer is None:
                 return Client(handshake.address, Uncounted.UNKNOWN)
             return Client(handshake.address, key_of(peer) if peer.is_global else Uncounted.PRIVATE)
@@ -136,6 +136,24 @@ class Proxies:
             return Client(handshake.address, Uncounted.UNSAID)
         return Client(str(found), key_of(found))
 
+    def asked_for(self, handshake: Handshake) -> tuple[str | None, bool | None]:
+        """The host, with its port, that a client has asked for, and whether by TLS; None for not known (T10).
+
+        A trusted proxy is believed, whatever it says and however many it has it from: who could write these headers
+        could write ``Origin`` itself, and a page can write neither.
+        """
+        host, secure = handshake.header("host"), handshake.secure
+        if self and self._vouches(read_address(handshake.address), handshake):
+            if told := _first(handshake, "x-forwarded-host"):
+                host = told
+            if _first(handshake, "x-forwarded-proto").lower() in ("https", "wss"):
+                secure = True
+        return host, secure
+
+    def _vouches(self, peer: Address | None, handshake: Handshake) -> bool:
+        """Whether the peer is a trusted proxy."""
+        return self._trusts(peer) if peer is not None else self._unix and not handshake.address
+
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
 
@@ -144,6 +162,15 @@ class Proxies:
 
     def __repr__(self) -> str:
         return f"<Proxies {len(self._networks)} networks{' and Unix sockets' if self._unix else ''}>"
+
+
+NO_PROXIES: Final = Proxies()
+"""Nobody is believed."""
+
+
+def _first(handshake: Handshake, name: str) -> str:
+    """What the outermost proxy says, in a list to which each appends; empty for nothing."""
+    return (handshake.header(name) or "").partition(",")[0].strip()
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:

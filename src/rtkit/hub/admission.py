@@ -33,6 +33,7 @@ from ..primitives.keyed import KeyedLimit
 from ..transports import Driver, Handshake, Refused, Transport
 from ..wire import Disconnect, Push, Reply, Window, dumps
 from .address import Client, Uncounted
+from .pace import Pace
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -135,6 +136,9 @@ class HubAdmission:
         limits = engine.limits
         self._engine = engine
         self._core = Admission(limits.accepts, handshakes=limits.handshakes)
+        self.pace: Pace | None = None
+        if limits.accepts is not None and limits.accept_lag is not None:
+            self.pace = Pace(engine, self._core, limits.accepts.rate, limits.accept_lag)
         most = limits.address_connections
         self._addresses: KeyedLimit[int] | None = None if most is None else KeyedLimit(most)
         self._silent: dict[Connection, float] = {}  # since when, the oldest first
@@ -155,6 +159,16 @@ class HubAdmission:
         except RuntimeError:  # a clock of the loop, which does not run here
             now = self._engine.loop.time()
         return round(self._core.backlog(now))
+
+    @property
+    def rate(self) -> float:
+        """Newcomers a second that are let in now; 0 for any number."""
+        return self._core.rate or 0.0
+
+    @property
+    def looking(self) -> bool:
+        """Whether one of the engine's deadlines is the look at its loop."""
+        return self.pace is not None and self.pace.looking
 
     @property
     def busy(self) -> bool:
@@ -180,6 +194,8 @@ class HubAdmission:
             self._make_room(now)
         crowded = self._core.crowded
         window = self._core.refuse(now)
+        if self.pace is not None:
+            self.pace.came(now, refused=window is not None)
         if window is None:
             return None
         self._engine.counters.add("refusals", "handshakes" if crowded else "rate")

@@ -55,7 +55,7 @@ class Authority:
         :raises Reject: when there is none.
         """
         headers, cookies = handshake.all_headers(), handshake.cookies()
-        if cookies and not cookies_count(handshake, self._engine.hub.origins):
+        if cookies and not cookies_count(handshake, self._engine.hub.origins, self._engine.hub.proxies):
             cookies = {}
             headers.pop("cookie", None)
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
@@ -84,17 +84,27 @@ class Authority:
     async def permit(self, ctx: Context[Any, Any], family: Family) -> Grant:
         """The gates, then the family's grant.
 
-        :raises Reject: when the application says no.
-        :raises TimeoutError: when it says nothing for as long as a handler may take.
+        :raises Reject: when the application says no; and, for now, when it says nothing for as long as a handler may
+            take.
         """
-        async with timeout(self._engine.clock, self._engine.limits.handler_timeout):
-            for gate in family.around.gates:
-                await self._engine.lag.watch(gate, gate(ctx))
-            authorize = family.rooms.authorize_hook
-            if authorize is None:
-                assert family.rooms.grant is not None  # checked at start
-                return family.rooms.grant
-            grant = await self._engine.lag.watch(authorize, authorize(ctx))
+        limit = timeout(self._engine.clock, self._engine.limits.handler_timeout)
+        try:
+            async with limit:
+                for gate in family.around.gates:
+                    await self._engine.lag.watch(gate, gate(ctx))
+                authorize = family.rooms.authorize_hook
+                if authorize is None:
+                    assert family.rooms.grant is not None  # checked at start
+                    return family.rooms.grant
+                grant = await self._engine.lag.watch(authorize, authorize(ctx))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            # The application, or the broker; or this whole process stood still.
+            logger.warning(
+                "authorize of room %r took more than %s s", ctx.room.name, self._engine.limits.handler_timeout
+            )
+            raise Reject("authorizing took too long", code=codes.INTERNAL, retry_after=1.0) from None
         if not isinstance(grant, Grant):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"authorize of {family.pattern.text!r} returned {type(grant).__name__}, not a Grant; "

@@ -33,7 +33,10 @@ class Limits:
     :param inbound: bytes a second of one connection, and how many at once.
     :param outbox: bytes queued for one connection, its transport's own buffer counted (D1).
     :param reserve: bytes on top of that for replies and control.
-    :param accepts: newcomers a second, and how many at once; the others are told when to come back (F2); None is off.
+    :param accepts: newcomers a second at the most, and how many at once; the others are told when to come back (F2);
+        None is off.
+    :param accept_lag: that the event loop may be late while newcomers come: fewer are let in while it is (K4); None for
+        *accepts*, whatever comes of it.
     :param handshakes: connections at once that have not said who they are, or were not let in yet; likewise.
     :param user_connections: of one user on one node; of those that wait for their client to come back the one left
         longest ago gives way, else the newcomer is sent away. Not of the user ``anonymous``. None is off.
@@ -73,7 +76,8 @@ class Limits:
     inbound: Rate = field(default_factory=lambda: Rate(rate=1024 * 1024, burst=16 * 1024 * 1024))
     outbox: int = 1024 * 1024
     reserve: int = 256 * 1024
-    accepts: Rate | None = field(default_factory=lambda: Rate(rate=1000, burst=1000))
+    accepts: Rate | None = field(default_factory=lambda: Rate(rate=1000, burst=100))
+    accept_lag: float | None = 0.010
     handshakes: int | None = 2000
     user_connections: int | None = 20
     address_connections: int | None = 100

@@ -270,6 +270,7 @@ class Connection:
         full = len(self._pending) >= limits.max_pending or self._pending_bytes > limits.large
         if full and not self._paused:
             self._paused = True
+            self.engine.counters.add("limits", "pending")
             if self._beat is not None:
                 # While we do not read, we cannot hear a pong: its deadline stands still (C2).
                 self._beat.paused(self.engine.clock.monotonic())
@@ -681,7 +682,11 @@ class Connection:
         if not self.closing:
             self.closing = True
             self.clear = False
-            self.engine.counters.add("closes", "lost" if code in (1005, 1006) else "peer")
+            # A violation has its code, whichever side has found it: a transport closes by itself then.
+            violated = code in codes.VIOLATIONS
+            self.engine.counters.add(
+                "closes", str(code) if violated else "lost" if code in (1005, 1006) else "peer"
+            )
             # A browser closes with 1001 when its page goes, which may come back; so a goodbye is said with words.
             self._let_go(code, reason, None if self._said_bye else 0.0)
         self.engine.dropped(self)

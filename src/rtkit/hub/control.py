@@ -110,7 +110,7 @@ class Passing:
 
     def close(self) -> None:
         """It is here, or will not come. Idempotent."""
-        self.control.passing.discard(self)
+        self.control.passing.pop(self, None)
 
 
 class Control:
@@ -121,7 +121,7 @@ class Control:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.passing: set[Passing] = set()
+        self.passing: dict[Passing, None] = {}
         self._acts: dict[str, Callable[[Session[Any], Ask], bool]] = {
             "close": self._close,
             "refresh": self._refresh,
@@ -170,7 +170,7 @@ class Control:
     def expect(self, user: str) -> Passing:
         """A session of theirs is on its way here; the caller closes what is returned."""
         passing = Passing(self, user)
-        self.passing.add(passing)
+        self.passing[passing] = None
         return passing
 
     def do_to(self, request: Ask, session: Session[Any]) -> bool:

@@ -102,9 +102,10 @@ class Engine:
         self.web = Web(self)
         self.loop = asyncio.get_running_loop()
         self.began_at = self.clock.monotonic()
-        self.connections: set[Connection] = set()
+        # What is told or closed one after another is so in the order in which it came, and not in that of a set.
+        self.connections: dict[Connection, None] = {}
         self.sessions: dict[str, Session[Any]] = {}
-        self.users: dict[str, set[Session[Any]]] = {}
+        self.users: dict[str, dict[Session[Any], None]] = {}
         self.rooms: dict[str, LocalRoom] = {}
         self.features: dict[str, RunningFeature] = {}
         self.listeners: dict[str, Listener] = {}  # of topics that are no rooms
@@ -361,7 +362,7 @@ class Engine:
 
     def adopt(self, connection: Connection) -> None:
         """A transport was opened."""
-        self.connections.add(connection)
+        self.connections[connection] = None
         self.quiet.clear()
         self.lag.start()
         self.counters.add("connections")
@@ -383,7 +384,7 @@ class Engine:
         session = self.sessions.get(client)
         if session is None:
             session = self.sessions[client] = Session(self, client, identity)
-            self.users.setdefault(identity.user, set()).add(session)
+            self.users.setdefault(identity.user, {})[session] = None
             self.counters.add("sessions")
         if taken is not None:
             if session.generation >= taken.generation:
@@ -408,7 +409,7 @@ class Engine:
 
     def dropped(self, connection: Connection) -> None:
         """The host has let go of the transport."""
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         self.admission.left(connection)
         if connection.http is not None:
             self.web.forget(connection.http)
@@ -449,7 +450,7 @@ class Engine:
         del self.sessions[session.id]
         of_user = self.users.get(session.identity.user)
         if of_user is not None:
-            of_user.discard(session)
+            of_user.pop(session, None)
             if not of_user:
                 del self.users[session.identity.user]
         session.end()

@@ -68,8 +68,8 @@ class Hub(Router[C], Generic[C]):
         ``anonymous`` lets everybody in.
     :param broker: a URL such as ``memory://``, or a broker of one's own making.
     :param origins: web origins that may connect besides the page's own host; ``"*"`` for any.
-    :param trusted_proxies: networks of proxies whose ``X-Forwarded-For`` is believed, such as ``10.0.0.0/8``; ``unix``
-        for whoever comes through a Unix socket. See :class:`Credentials` and ``Limits(address_connections=…)``.
+    :param trusted_proxies: networks of proxies whose ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are believed, such as
+        ``10.0.0.0/8``; ``unix`` for whoever comes through a Unix socket. See :class:`Credentials` and ``Limits(address_connections=…)``.
     :param limits: see :class:`Limits`.
     :param state: whatever handlers shall find at ``ctx.hub.state``: a database pool, settings.
     :param secret: signs resume tokens (C4); the same on all nodes, 32 bytes or so. Without it the broker holds one.
@@ -413,7 +413,7 @@ class Hub(Router[C], Generic[C]):
         if self._not_ready() is not None:
             self._refused("draining")
             raise Refused(503, "draining", retry_after=1)
-        if not origin_allowed(handshake, self.origins):
+        if not origin_allowed(handshake, self.origins, self.proxies):
             self._refused("origin")
             raise Refused(403, "this origin may not connect; the server lists others in Hub(origins=…)")
 
@@ -429,6 +429,11 @@ class Hub(Router[C], Generic[C]):
         connection = Connection(engine, transport, handshake)
         engine.adopt(connection)
         return connection
+
+    def turned_away(self, why: str) -> None:
+        """Count somebody whom a host has turned away (M1)."""
+        if self._engine is not None:
+            self._engine.counters.add("turned_away", why)
 
     async def answer(self, request: HttpRequest) -> Answer:
         """Answer a request to an endpoint of a transport over plain HTTP (T1, T2)."""

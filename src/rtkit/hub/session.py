@@ -89,7 +89,7 @@ class Session(Generic[C]):
         self.park_deadline: Deadline | None = None
         self.park_reason = ""
         self.parted: HttpSession | None = None  # what it was connected by last, over HTTP
-        self._tasks: set[asyncio.Task[None]] | None = None
+        self._tasks: dict[asyncio.Task[None], None] | None = None
 
     def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Run ``func(*args)`` in the background; it is cancelled when the session ends.
@@ -98,9 +98,9 @@ class Session(Generic[C]):
         """
         task = self.engine.task(_run, func, args)
         if self._tasks is None:
-            self._tasks = set()
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._tasks = {}
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     def send(self, message: object) -> bool:
         """Send to this session only, at most once; what must arrive goes to a personal room (H9).

@@ -41,6 +41,8 @@ class HubStatistics:
     :param assembling: bytes of unfinished large units, of all connections.
     :param handshakes: connections that are not authenticated.
     :param backlog: of those who were told to come back since too many came, how many have yet to (F2).
+    :param accepts: newcomers a second that are let in: what ``Limits.accepts`` allows, or what the loop bears (K4); 0
+        for any number.
     :param addresses: addresses that have a connection, of those that are counted (F1).
     :param tasks: tasks that the hub owns.
     :param deadlines: heartbeats, expiries and the like that are set.
@@ -64,6 +66,7 @@ class HubStatistics:
     assembling: int = 0
     handshakes: int = 0
     backlog: int = 0
+    accepts: float = 0.0
     addresses: int = 0
     tasks: int = 0
     deadlines: int = 0
@@ -101,7 +104,8 @@ def present(engine: Engine) -> dict[str, Any]:
         "assembling": engine.assembling,
         "handshakes": engine.admission.handshakes,
         "backlog": engine.admission.backlog,
+        "accepts": engine.admission.rate,
         "addresses": engine.admission.addresses,
         "tasks": len(engine.tasks),
-        "deadlines": len(engine.deadlines) - engine.lag.ticking,
+        "deadlines": len(engine.deadlines) - engine.lag.ticking - engine.admission.looking,
     }

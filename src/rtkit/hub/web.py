@@ -81,7 +81,7 @@ _text = msgspec.json.Decoder(str)
 
 async def answer(hub: Hub[Any], request: HttpRequest) -> Answer:
     """Answer a request to one of the endpoints of HTTP transports; see :meth:`Acceptor.answer`."""
-    cors = cors_headers(request.handshake, hub.origins)
+    cors = cors_headers(request.handshake, hub.origins, hub.proxies)
     methods = _METHODS.get(request.endpoint, ())
     if request.method == "OPTIONS":
         return _preflight(request.handshake, hub, methods, cors)
@@ -94,7 +94,7 @@ async def answer(hub: Hub[Any], request: HttpRequest) -> Answer:
                 hub.admit(request.handshake)
                 if (turned := hub.engine.admission.refuse(request.handshake)) is not None:
                     raise turned.refused(hub.random)
-            elif not origin_allowed(request.handshake, hub.origins):
+            elif not origin_allowed(request.handshake, hub.origins, hub.proxies):
                 raise Refused(403, "this origin may not connect; the server lists others in Hub(origins=…)")
             # Else it is of a session, which may be used to its end while the hub drains: a poll fetches the goodbye.
         found = await hub.engine.web.answer(request)
@@ -105,6 +105,8 @@ async def answer(hub: Hub[Any], request: HttpRequest) -> Answer:
         found = refusal(503, "not available right now", _RETRY_AFTER)
         if request.endpoint == "events":  # a status would end an EventSource for good (F2)
             found = come_back(hub.random, _RETRY_AFTER)
+    if isinstance(found, Response) and found.status >= 400:
+        hub.turned_away(str(found.status))
     return _with(found, cors)
 
 
@@ -118,7 +120,7 @@ def _opens(request: HttpRequest) -> bool:
 def _preflight(
     handshake: Handshake, hub: Hub[Any], methods: tuple[str, ...], cors: tuple[tuple[str, str], ...]
 ) -> Response:
-    if not origin_allowed(handshake, hub.origins):
+    if not origin_allowed(handshake, hub.origins, hub.proxies):
         reason = "this origin may not connect; the server lists others in Hub(origins=…)\n"
         return plain(403, reason, *cors)
     allow = ", ".join((*methods, "OPTIONS"))

@@ -16,6 +16,9 @@ again, and half as many refusals again.) Who does not obey finds the bucket empt
 
 The queue has no memory of anybody, only its length; it is bounded by *longest*, so that a flood of strangers who
 never come back is forgotten in as many seconds. Who finds no place in it is spread over its second half.
+
+The rate may change at any time (:meth:`Admission.adjust`). Who has been told a place keeps it, for nobody can be told
+another; who comes next is told one behind as many as before, at the new rate.
 """
 
 from __future__ import annotations
@@ -61,7 +64,17 @@ class Admission:
     :raises ValueError: for a number that is not positive, and for a *spread* that does not fit into *longest* twice.
     """
 
-    __slots__ = ("_bucket", "_drain", "_empty_at", "_handshakes", "_longest", "_now", "_spread", "_under_way")
+    __slots__ = (
+        "_bucket",
+        "_drain",
+        "_empty_at",
+        "_handshakes",
+        "_longest",
+        "_now",
+        "_rate",
+        "_spread",
+        "_under_way",
+    )
 
     def __init__(
         self,
@@ -79,7 +92,8 @@ class Admission:
             )
         self._bucket = None if rate is None else rate.bucket()
         # Without a rate there is no telling how fast they come in; then everybody has the same window.
-        self._drain = math.inf if rate is None else rate.rate
+        self._rate = None if rate is None else rate.rate
+        self._drain = math.inf if self._rate is None else self._rate
         self._handshakes = handshakes
         self._spread = spread
         self._longest = longest
@@ -103,6 +117,27 @@ class Admission:
             self._empty_at = self._now + last
             return self._longest / 2, self._longest
         return wait, wait + self._spread
+
+    @property
+    def rate(self) -> float | None:
+        """Newcomers a second; None for any number."""
+        return self._rate
+
+    def adjust(self, rate: float, now: float, *, places: float | None = None) -> None:
+        """Let in *rate* newcomers a second from *now* on; as many at once as before.
+
+        :param places: in the queue, a second; None for as many as are let in. Where the rate goes up and down, places
+            are better given out by what it comes to.
+        :raises ValueError: for a number that is not positive and finite, and where any number is let in.
+        """
+        if self._bucket is None:
+            raise ValueError("an Admission without a rate has none to adjust")
+        places = Rate(rate if places is None else places, 1).rate  # validates
+        backlog = self.backlog(now)
+        self._bucket.adjust(rate, now)
+        self._now = max(self._now, now)
+        self._rate, self._drain = rate, places
+        self._empty_at = self._now + min(backlog / places, self._longest - self._spread)
 
     def began(self) -> None:
         """A newcomer that was let in begins its handshake; :meth:`ended` has to follow."""

@@ -114,6 +114,15 @@ class TokenBucket:
         self._tokens -= amount
         return max(0.0, -self._tokens / self._rate)
 
+    def adjust(self, rate: float, now: float) -> None:
+        """Have *rate* tokens a second flow in from *now* on; the burst stays as it is.
+
+        :raises ValueError: for one that is not positive and finite.
+        """
+        Rate(rate, self._burst)  # validates
+        self._flow(0, now)
+        self._rate = rate
+
     def _flow(self, amount: float, now: float) -> None:
         if not amount >= 0:
             raise ValueError(f"an amount of tokens is not negative, as {amount!r} is")

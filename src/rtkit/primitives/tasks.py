@@ -93,7 +93,7 @@ class Tasks:
         self._limit = limit
         self._on_error = on_error
         self._clock: Clock = LoopClock() if clock is None else clock
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: dict[asyncio.Task[Any], None] = {}
         self._closed = False
         self._spawned = 0
         self._failed = 0
@@ -125,7 +125,7 @@ class Tasks:
         if name is None:
             name = f"{self._name}: {getattr(func, '__qualname__', func)}"
         task = loop.create_task(func(*args), name=name, context=context)
-        self._running.add(task)
+        self._running[task] = None
         self._spawned += 1
         task.add_done_callback(self._ended)
         return task
@@ -153,7 +153,7 @@ class Tasks:
         """
         self.close_nowait()
         current = _current_task()
-        pending = {task for task in self._running if task is not current}
+        pending = [task for task in self._running if task is not current]
         if not pending:
             return
         try:
@@ -168,7 +168,7 @@ class Tasks:
                 )  # fmt: skip
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         if task.cancelled():
             self._cancelled += 1
             return

@@ -373,7 +373,7 @@ class HttpConnection(asyncio.Protocol):
 
     def refuse(self, response: Response) -> None:
         """Answer what cannot be served, and close."""
-        self.site.counters["refused"] += 1
+        self.site.turned_away(str(response.status), "refused")
         if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.respond(response, last=True)
         else:
@@ -427,6 +427,8 @@ class HttpConnection(asyncio.Protocol):
     def _timed_out(self) -> None:
         self.site.counters["timeouts"] += 1
         if self._phase == _IDLE:
+            if self.head is None:
+                self.site.acceptor.turned_away("silent")
             self._hang_up()
         elif self._phase in (_HEAD, _BODY):
             self.refuse(plain(408, "the request took too long\n"))
@@ -434,6 +436,8 @@ class HttpConnection(asyncio.Protocol):
             self._task.cancel()
             self.refuse(refusal(503, "not available right now", _RETRY_AFTER))
         else:
+            if self._phase != _CLOSING:
+                self.site.acceptor.turned_away("unread")
             self.abort()
 
     def _hang_up(self) -> None:

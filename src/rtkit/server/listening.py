@@ -34,7 +34,7 @@ __all__ = ["Listener", "bind_tcp", "bind_unix"]
 #: Connections that wait in the kernel; more are refused by it, or have to try again.
 _BACKLOG: Final = 4096
 #: Connections accepted in one loop turn.
-_A_TURN: Final = 8
+_A_TURN: Final = 4
 #: Seconds until accepting is tried again when it was not possible.
 _PAUSE: Final = 1.0
 _HOPELESS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -124,7 +124,7 @@ class Listener:
     def _hand_over(self, sock: socket.socket) -> None:
         site = self._site
         if site.crowded:
-            site.counters["dropped"] += 1
+            site.turned_away("dropped", "dropped")
             sock.close()
             return
         deadline = None
@@ -152,7 +152,7 @@ class Listener:
             sock.close()
 
     def _too_slow(self, task: asyncio.Task[None]) -> None:
-        self._site.counters["timeouts"] += 1
+        self._site.turned_away("silent", "timeouts")
         task.cancel()
 
     def _taken(self, sock: socket.socket, deadline: Deadline | None, task: asyncio.Task[None]) -> None:

@@ -143,6 +143,14 @@ class Site:
         self.open.add(connection)
         return len(self.open) + len(self.streams) + len(self.pipes.open) > self.limits.connections
 
+    def turned_away(self, why: str, kind: str) -> None:
+        """Somebody gets no answer, or not the one it wanted; see :meth:`.Acceptor.turned_away`.
+
+        :param kind: the counter of ours that it is one more of.
+        """
+        self.counters[kind] += 1
+        self.acceptor.turned_away(why)
+
     def closed(self, connection: HttpConnection) -> None:
         """It is gone, or is a WebSocket or a stream now."""
         self.open.discard(connection)

@@ -41,6 +41,14 @@ class Acceptor(Protocol):
         """Drive *transport* from now on."""
         ...
 
+    def turned_away(self, why: str) -> None:
+        """Count somebody whom the host has turned away before the hub could see it (M1).
+
+        :param why: the status it was answered; or, where there was no answer, ``dropped`` (there were too many),
+            ``silent`` (it never asked anything), ``unread`` (it did not take what it was answered).
+        """
+        ...
+
     async def answer(self, request: HttpRequest) -> Answer:
         """Answer a request to one of the endpoints of :data:`HTTP_ENDPOINTS` (T1).
 

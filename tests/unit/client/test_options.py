@@ -43,6 +43,25 @@ def test_secrets_are_not_shown() -> None:
     assert "secret" not in repr(connect("ws://u:secret@x/?a=secret", token="secret"))
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ftp://u:secret@x/rt?token=secret", "not 'ftp://x/rt'"),
+        ("wss:u:secret@x/rt?token=secret", "not 'x/rt'"),
+        ("u:secret@x/rt#secret", "not 'x/rt'"),
+        ("ws://u:secret@x:99999/rt?token=secret", "'ws://x:99999/rt' is no URL"),
+        ("ws://u:secret@[bad?token=secret", "'ws://[bad' is no URL"),
+        ("ws://u:secret@x\u2100/rt", "is no URL"),
+    ],
+)
+def test_secrets_are_not_shown_of_what_is_no_url(url: str, shown: str) -> None:
+    """A5: it is a slip that ends in somebody's log."""
+    with pytest.raises(ValueError, match="URL") as caught:
+        connect(url)
+    assert shown in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 def test_loopback() -> None:
     assert all(map(is_loopback, ("ws://localhost:1/", "ws://127.0.0.1/", "ws://[::1]/", "ws://a.localhost/")))
     assert not is_loopback("ws://example.org/")

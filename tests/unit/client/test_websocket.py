@@ -211,8 +211,10 @@ async def test_the_environments_proxy_is_not_used(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(OSError):
             await WebSocketDialer(proxy=True).dial(f"ws://127.0.0.1:{server.port}/ws", {})
         with pytest.raises(DialFailed) as caught:
-            await WebSocketDialer(proxy="nonsense://x").dial(f"ws://127.0.0.1:{server.port}/ws", {})
+            await WebSocketDialer(proxy="nonsense://u:secret@x").dial(f"ws://127.0.0.1:{server.port}/ws", {})
         assert caught.value.terminal
+        assert "secret" not in str(caught.value)
+        assert caught.value.__cause__ is None, "it has the password of the proxy in its text (A5)"
 
 
 async def test_wires_keep_the_contract() -> None:

@@ -13,17 +13,12 @@ from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Metric, Sum
 
-from rtkit import Grant, History, Hub, Identity, UsageError, anonymous
+from rtkit import Identity, UsageError
 from rtkit.ext.opentelemetry import OpenTelemetryMetrics
 from rtkit.ext.prometheus import PrometheusExporter
 from rtkit.metrics import BOUNDS, OTHER
 from rtkit.testing import TestHub
-
-
-def declared() -> Hub[Any]:
-    hub = Hub(authenticate=anonymous)
-    hub.rooms("r:{x}", publishes=object, grant=Grant("publish"), history=History(10, ttl=60))
-    return hub
+from tests.unit.ext.talking import declared, talk
 
 
 class Read:
@@ -63,14 +58,6 @@ def read() -> Iterator[Any]:
     yield make
     for each in made:
         each.provider.shutdown()
-
-
-async def talk(t: TestHub[Any], user: str = "ann", room: str = "r:1") -> None:
-    client = await t.connect(Identity(user))
-    async with client.join(room) as joined:
-        await joined.send({"text": "secret words"})
-        await t.next(joined)
-    await client.aclose()
 
 
 async def test_what_was_counted_and_measured_is_told(read: Any) -> None:

@@ -14,19 +14,14 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from rtkit import Grant, History, Hub, Identity, UsageError, anonymous
+from rtkit import Identity, UsageError
 from rtkit.ext._gauges import GAUGES
 from rtkit.ext.prometheus import PrometheusExporter
 from rtkit.metrics import OTHER, Counted, Measured, catalogue
 from rtkit.testing import TestHub
+from tests.unit.ext.talking import declared, talk
 
 Value = Callable[..., float]
-
-
-def declared() -> Hub[Any]:
-    hub = Hub(authenticate=anonymous)
-    hub.rooms("r:{x}", publishes=object, grant=Grant("publish"), history=History(10, ttl=60))
-    return hub
 
 
 def registered(hubs: Any) -> CollectorRegistry:
@@ -39,14 +34,6 @@ def sample(registry: CollectorRegistry, name: str, **labels: str) -> float:
     value = registry.get_sample_value(name, labels)
     assert value is not None, f"no {name} with {labels}"
     return value
-
-
-async def talk(t: TestHub[Any], user: str = "ann", room: str = "r:1") -> None:
-    client = await t.connect(Identity(user))
-    async with client.join(room) as joined:
-        await joined.send({"text": "secret words"})
-        await t.next(joined)
-    await client.aclose()
 
 
 async def test_what_was_counted_is_told() -> None:

@@ -122,6 +122,7 @@ class Acceptor:
         self.on_connect: Callable[[Echo], object] = lambda _: None
         self.requests: list[HttpRequest] = []
         self.on_answer: Callable[[HttpRequest], Awaitable[Answer]] = welcome
+        self.away: list[str] = []
 
     async def ensure_running(self) -> None:
         if self.fail_start is not None:
@@ -138,6 +139,9 @@ class Acceptor:
         self.on_connect(driver)
         self.drivers.append(driver)
         return driver
+
+    def turned_away(self, why: str) -> None:
+        self.away.append(why)
 
     async def answer(self, request: HttpRequest) -> Answer:
         self.requests.append(request)

@@ -77,6 +77,7 @@ async def test_a_length_beyond_the_limit_is_not_waited_for(world: World, length:
     await world.clock.settle()
     assert server.status == 413
     assert "1000 bytes" in server.body.decode()
+    assert world.acceptor.away == ["413"]
     server.say("disconnect")
     await done(server.task)
     assert world.acceptor.requests == []
@@ -158,6 +159,7 @@ async def test_a_body_that_comes_one_byte_a_second(world: World, version: str, c
     assert server.status == 408
     assert ("connection" in server.headers) is closes
     assert world.acceptor.requests == []
+    assert world.acceptor.away == ["408"]
 
 
 async def test_the_client_goes_away_in_its_body(world: World) -> None:

@@ -341,15 +341,22 @@ async def test_one_refresh_at_a_time(world: World) -> None:
     assert len(door.seen) == 3
 
 
-async def test_a_refresh_that_takes_too_long(world: World, errors: Any) -> None:
-    """A3: given up like the first one."""
+async def test_a_refresh_that_takes_too_long(world: World) -> None:
+    """A3: given up like the first one, and to be tried again. It is no fault of ours, so nobody gets a trace; found by
+    simulation: a node stood still (seed 1000020)."""
     hub = world.hub(authenticate=Door(Identity("ann"), asyncio.Event()))
     await hub.start()
-    client = world.client(hub)
+    client = world.client(hub, rt=True)
     await client.connect("ann")
     id = client.ask("refresh", token="ann")
     await world.clock.advance(10.1)
-    assert client.reply(id)["error"]["code"] == 100
+    error = client.reply(id)["error"]
+    assert error == {
+        "code": 100,
+        "message": "authenticating took too long",
+        "temporary": True,
+        "retry_after": 1.0,
+    }
     await client.call("refresh", token="ann")
 
 

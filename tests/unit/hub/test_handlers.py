@@ -188,6 +188,7 @@ async def test_handlers_that_pile_up_pause_reading(world: World) -> None:
     await ann.settle()
     assert stage.log[-1] == "end 7"
     assert (ann.pipe.paused, ann.pipe.pauses) == (False, 1)
+    assert stage.hub.statistics().counted.limits == {"pending": 1}
 
 
 async def test_a_batch_beyond_max_pending_is_done_all_the_same(world: World) -> None:
@@ -278,6 +279,36 @@ async def test_joining_that_takes_too_long_may_be_tried_again(
     assert [record.levelname for record in caplog.records if "took too long" in record.message] == ["WARNING"]
     patient.set()
     await ann.call("subscribe", channel="slow:a")
+
+
+async def test_authorizing_that_takes_too_long_may_be_tried_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A2, L3: likewise, also where nobody joins."""
+    hub = world.hub()
+    rooms = hub.rooms("slow:{x}", publishes=object)
+    patient = asyncio.Event()
+
+    @rooms.authorize
+    async def slowly(ctx: Context[Any, Any]) -> Grant:
+        await patient.wait()
+        return Grant("publish")
+
+    ann = await world.join(hub, "ann")
+    id = ann.ask("publish", channel="slow:a", data=1)
+    await world.advance(31)
+    error = ann.reply(id)["error"]
+    assert error == {
+        "code": 100,
+        "message": "authorizing took too long",
+        "temporary": True,
+        "retry_after": 1.0,
+    }
+    assert [record.levelname for record in caplog.records if "took more than" in record.message] == [
+        "WARNING"
+    ]
+    patient.set()
+    await ann.call("publish", channel="slow:a", data=1)
 
 
 async def test_without_a_handler_timeout(world: World) -> None:

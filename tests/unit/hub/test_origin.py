@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from rtkit import Hub, UsageError, anonymous
-from rtkit.hub.origin import origin_allowed
-from rtkit.transports import Handshake, Refused
+from rtkit.hub.address import Proxies
+from rtkit.hub.origin import cookies_count, origin_allowed
+from rtkit.transports import Handshake, HttpRequest, Refused
 from tests.unit.hub.conftest import World
 
 
@@ -101,6 +103,71 @@ def test_two_origins_are_none() -> None:
         )
     )
     assert not origin_allowed(handshake, ())
+
+
+PAGE = "https://app.example"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "origin", "fine"),
+    [
+        ("10.1.2.3", {"host": "app.example"}, PAGE, True),
+        ("10.1.2.3", {"host": "app.example"}, "https://inner", False),
+        ("10.1.2.3", {"host": "app.example:8443"}, "https://app.example:8443", True),
+        ("10.1.2.3", {"host": "app.example:8443"}, PAGE, False),
+        (
+            "10.1.2.3",
+            {"host": "app.example, inner.two"},
+            PAGE,
+            True,
+        ),  # the first proxy said what it was asked for
+        ("10.1.2.3", {"host": "app.example, inner.two"}, "https://inner.two", False),
+        ("10.1.2.3", {"host": ""}, "https://inner", True),
+        ("10.1.2.3", {}, "https://inner", True),
+        ("10.1.2.3", {"host": "app.example", "proto": "https"}, PAGE, True),
+        ("10.1.2.3", {"host": "app.example", "proto": "https"}, "http://app.example", False),
+        ("10.1.2.3", {"host": "app.example", "proto": "HTTPS, http"}, "http://app.example", False),
+        (
+            "10.1.2.3",
+            {"host": "app.example", "proto": "http"},
+            PAGE,
+            True,
+        ),  # a proxy before it may have ended TLS
+        ("10.1.2.3", {"proto": "wss"}, "http://inner", False),
+        ("192.0.2.1", {"host": "app.example"}, PAGE, False),  # nobody knows who says so
+        ("192.0.2.1", {"host": "app.example"}, "https://inner", True),
+        ("192.0.2.1", {"proto": "https"}, "http://inner", True),
+        ("", {"host": "app.example"}, PAGE, False),
+    ],
+)
+def test_trusted_proxies_say_what_was_asked_for(
+    peer: str, forwarded: dict[str, str], origin: str, fine: bool
+) -> None:
+    """T10: a proxy may have another name for us than pages have."""
+    proxies = Proxies(["10.0.0.0/8"])
+    headers = [("origin", origin), ("host", "inner")]
+    headers += [(f"x-forwarded-{name}", value) for name, value in forwarded.items()]
+    handshake = Handshake(headers=headers, address=peer)
+    assert origin_allowed(handshake, (), proxies) is fine
+    assert not origin_allowed(handshake, ()) or origin.endswith("inner")
+
+
+async def test_behind_a_proxy_that_has_another_name_for_us(world: World) -> None:
+    """T10: over all transports, for CORS and cookies too."""
+    hub = world.hub(trusted_proxies=["10.0.0.0/8", "unix"])
+    headers = (("origin", PAGE), ("host", "inner"), ("x-forwarded-host", "app.example"), ("cookie", "a=b"))
+    for address in ("10.0.0.1", ""):
+        hub.admit(Handshake("/rt/ws", headers, address=address))
+    stranger = Handshake("/rt/ws", headers, address="9.0.0.1")
+    with pytest.raises(Refused, match="origin"):
+        hub.admit(stranger)
+    trusted = Handshake("/rt/sse", headers, address="10.0.0.1")
+    for handshake, status in ((trusted, 204), (stranger, 403)):
+        answer: Any = await hub.answer(HttpRequest("OPTIONS", "sse", handshake, b""))
+        assert answer.status == status
+        assert (("access-control-allow-origin", PAGE) in answer.headers) is (status == 204)
+    assert cookies_count(trusted, ("*",), hub.proxies)
+    assert not cookies_count(stranger, ("*",), hub.proxies)
 
 
 async def test_admission(world: World) -> None:

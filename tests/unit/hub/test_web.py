@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from rtkit.hub.relay import Ask
 from rtkit.transports import Response
 from tests.support.webclient import Kind, WebClient, ask
 
+from .brokers import FaultyBroker
 from .conftest import World
 
 KINDS: list[Kind] = ["sse", "http_stream", "poll"]
@@ -240,6 +242,7 @@ async def test_what_is_too_far_ahead_comes_again_later(world: World) -> None:
     assert ("retry-after", "1") in refused.headers
     big = b'{"id": 1, "rpc": {"method": "echo", "data": "%b"}}' % (b"x" * 300_000)
     assert [(await ann.post(seq, big)).status for seq in (2, 3, 4, 5)] == [204, 204, 204, 429]
+    assert hub.statistics().counted.turned_away == {"429": 2}
 
 
 @pytest.mark.parametrize("seq", ["", "0", "-1", "1.0", "x", "٣", "9" * 400])
@@ -633,6 +636,46 @@ async def test_any_node_takes_any_request(world: World, kind: Kind) -> None:
     assert (await ann.delete()).status == 204
     await world.settle()
     assert [hub.statistics().sessions for hub in hubs] == [0, 0, 0]
+
+
+async def test_no_session_is_logged_by_the_nodes_that_pass_it_on(
+    world: World, caplog: pytest.LogCaptureFixture, errors: Any
+) -> None:
+    """T11, A5: on the way between nodes, also where the broker fails, the owner raises, or it is the wrong one."""
+    broker = FaultyBroker(world.backend)
+    hub, other = plain_hub(world), plain_hub(world, broker=broker)
+    await other.start()
+    ann = await by_hand(world, hub)
+    secret, token = ann.session.partition(".")[2], "t0ken"
+    asked = {"rt-session": ann.session, "rt-seq": "1", "authorization": f"Bearer {token}"}
+
+    async def through(headers: dict[str, str]) -> Any:
+        task = asyncio.ensure_future(
+            ask(other, "POST", "send", f'{{"id":5,"{token}":1}}'.encode(), headers=headers)
+        )
+        await world.advance(10, step=0.5)
+        return status(await task)
+
+    assert await through(asked) == 204
+    assert await through({**asked, "rt-session": f"{other.node_id}.{secret}"}) == 410
+    assert await through({**asked, "rt-session": f"nobody.{secret}"}) == 410
+    hub.engine.relay.obey["send"] = broken
+    assert await through({**asked, "rt-seq": "2"}) == 500
+    broker.failing = {"publish"}
+    assert await through({**asked, "rt-seq": "3"}) == 503
+    said = [logging.Formatter().format(record) + repr(record.__dict__) for record in caplog.records]
+    assert len(said) >= 2, "what fails is told"
+    shown = [
+        repr(each)
+        for node in (hub, other)
+        for each in (node, node.engine, node.engine.relay, node.engine.web)
+    ]
+    for each in (secret, token):
+        assert not [line for line in (*said, *shown, repr(hub.statistics())) if each in line]
+
+
+def broken(request: Ask) -> Any:
+    raise RuntimeError("this cannot be done")
 
 
 async def test_a_poll_through_another_node_waits_there(world: World) -> None:

@@ -81,6 +81,34 @@ def test_a_flood_of_strangers_is_forgotten() -> None:
     assert admission.refuse(59.5) == pytest.approx((0.1, 0.6))
 
 
+def test_another_rate_from_now_on() -> None:
+    """Who was told a place keeps it; who comes next stands behind as many, at the new rate."""
+    admission = Admission(Rate(100, burst=1))
+    for _ in range(101):
+        admission.refuse(0.0)
+    admission.adjust(10, 0.5)
+    assert (admission.rate, admission.backlog(0.5)) == (10, pytest.approx(50))
+    assert admission.refuse(0.5) is None
+    assert admission.refuse(0.5) == pytest.approx((5.1, 5.6))
+    admission.adjust(10, 0.5, places=20)
+    assert (admission.rate, admission.backlog(0.5)) == (10, pytest.approx(51))
+    assert admission.refuse(0.5) == pytest.approx((2.6, 3.1))
+    assert admission.refuse(0.6) is None
+    admission.adjust(0.1, 0.6)
+    assert admission.backlog(0.6) == pytest.approx(5.95), "the queue is a minute long at the most"
+    assert admission.refuse(0.6) == (30.0, 60.0)
+
+
+def test_what_cannot_be_adjusted() -> None:
+    with pytest.raises(ValueError, match="without a rate"):
+        Admission(handshakes=1).adjust(1, 0.0)
+    admission = Admission(Rate(5, burst=1))
+    for options in ({"rate": 0.0}, {"rate": 1.0, "places": -1.0}, {"rate": float("nan")}):
+        with pytest.raises(ValueError, match="positive"):
+            admission.adjust(now=0.0, **options)
+    assert admission.rate == 5
+
+
 def drill(clients: int, rate: Rate, seed: int = 1) -> tuple[float, float, int]:
     """All come within half a second, and do as they are told: when the last one is in, refusals for each client, and
     how many come in the worst second after the first two."""

@@ -134,3 +134,19 @@ def test_debt_is_gone_after_the_time_it_names(rate: float, burst: float, shares:
     for share in shares:
         debt = bucket.force(share * burst, 0)
     assert bucket.force(0, debt) <= 1e-6 + debt * 1e-9
+
+
+def test_another_rate_from_now_on() -> None:
+    bucket = TokenBucket(10, 5)
+    assert bucket.take(5, 0) == 0
+    bucket.adjust(1, 0.2)
+    assert bucket.take(2, 0.2) == 0, "what flowed in before is there"
+    assert bucket.take(1, 0.2) == pytest.approx(1)
+    bucket.adjust(100, 0.2)
+    assert bucket.take(1, 0.21) == 0
+    assert bucket.take(5, 9) == 0
+    assert bucket.take(6, 9) == math.inf, "the burst is what it was"
+    assert bucket.statistics().rate == 100
+    for rate in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="rate"):
+            bucket.adjust(rate, 9)

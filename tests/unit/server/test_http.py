@@ -270,6 +270,7 @@ async def test_it_is_answered_and_closed(world: ServerWorld, data: bytes, status
     assert answer.text.endswith("\n")
     assert answer.body.isascii()
     assert world.server.statistics().refused == 1
+    assert world.acceptor.away == [str(status)]
     await world.settle()
     assert client.eof
     await world.clock.advance(4)
@@ -451,6 +452,7 @@ async def test_an_idle_connection_is_closed_in_time(world: ServerWorld) -> None:
     await world.clock.advance(0.5)
     assert client.gone
     assert not client.reset
+    assert world.acceptor.away == [], "that is how it should be"
 
 
 async def test_a_slow_body(world: ServerWorld) -> None:
@@ -489,6 +491,7 @@ async def test_answers_do_not_pile_up_for_a_client_that_reads_none(make: Make, t
     assert world.server.statistics().http == 1
     await world.clock.advance(0.5)
     assert world.server.statistics().http == 0
+    assert world.acceptor.away == ["unread"]
 
 
 async def test_and_go_on_when_it_reads(make: Make, tmp_path: Path) -> None:
@@ -541,3 +544,4 @@ async def test_too_many_connections(make: Make) -> None:
     await world.settle()
     assert first[0].answer().status == 204
     assert world.server.statistics().dropped == 1
+    assert world.acceptor.away == ["dropped", *["503"] * 8]

@@ -170,6 +170,17 @@ def test_limits_are_positive(name: str, value: Any) -> None:
         ServerLimits(**{name: value})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
+async def test_the_kernel_is_told_how_long_a_silence_may_be(make: Make) -> None:
+    """F4."""
+    world = await make(limits={"silence": 12.5})
+    await world.open()
+    (connection,) = world.server._site.open
+    assert connection._network is not None
+    sock = connection._network.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_500
+
+
 def test_limits_may_be_off_where_off_means_something() -> None:
     assert ServerLimits(silence=None).silence is None
     with pytest.raises(ValueError, match="head"):
@@ -260,6 +271,7 @@ async def test_a_tls_handshake_that_never_ends(make: Make) -> None:
     assert world.server.statistics().http == 0
     assert world.server.statistics().tasks == 0
     assert world.server.statistics().timeouts == 2
+    assert world.acceptor.away == ["silent", "silent"]
 
 
 async def test_closing_in_the_middle_of_tls_handshakes(make: Make) -> None:
