@@ -68,8 +68,9 @@ class Hub(Router[C], Generic[C]):
         ``anonymous`` lets everybody in.
     :param broker: a URL such as ``memory://``, or a broker of one's own making.
     :param origins: web origins that may connect besides the page's own host; ``"*"`` for any.
-    :param trusted_proxies: networks of proxies whose ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are believed, such as
-        ``10.0.0.0/8``; ``unix`` for whoever comes through a Unix socket. See :class:`Credentials` and ``Limits(address_connections=…)``.
+    :param trusted_proxies: networks of proxies whose ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are believed, such
+        as ``10.0.0.0/8``; ``unix`` for whoever comes through a Unix socket. See :class:`Credentials` and
+        ``Limits(address_connections=…)``.
     :param limits: see :class:`Limits`.
     :param state: whatever handlers shall find at ``ctx.hub.state``: a database pool, settings.
     :param secret: signs resume tokens (C4); the same on all nodes, 32 bytes or so. Without it the broker holds one.

@@ -2,7 +2,7 @@
 
 What one newcomer costs depends on the application's ``authenticate`` and ``on_join``, on what there is to recover, on
 the machine, and on what else it does at the moment. Nobody knows that number; but whether it was too high can be seen:
-the loop is late, and everybody on the node waits. So while newcomers come, the loop is looked at twenty times a second::
+the loop is late, and everybody on the node waits. So while newcomers come it is looked at twenty times a second::
 
     it was late                       the rate falls, by three tenths
     it was not, and more would come   it rises, by a twentieth: to two and a half times as much in a second

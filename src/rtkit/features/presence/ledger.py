@@ -499,6 +499,11 @@ class Ledger:
             await self._broker.put(index_of(life), room.name, b"", ttl=KEPT)
             room.indexed = life
 
+    async def _index_again(self, room: _Room) -> None:
+        """The index of an earlier life is for those who reap it, and is not to come back behind them."""
+        if room.indexed == self.life:
+            await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
+
     async def _register(self, life: str) -> None:
         async with self._registering:
             if self._closed and self._registered == life:
@@ -524,7 +529,7 @@ class Ledger:
             await self._register(self._registered)
         due = [room for room in self._rooms.values() if now >= room.renew_at and room.indexed]
         for room in due[:_ROOMS_AT_ONCE]:
-            await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
+            await self._index_again(room)
             clients = iter([client for client, mine in room.mine.items() if mine.known is not None])
             while some := list(islice(clients, _AT_ONCE)):
                 for client in await self._broker.renew(key_of(room.name), some, ttl=KEPT):
@@ -580,8 +585,7 @@ class Ledger:
         if life == self.life:
             await self._register(life)
         for room in list(self._rooms.values()):
-            if room.indexed:
-                await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
+            await self._index_again(room)
         for name in await self._broker.entries(index_of(life)):
             if name not in self._rooms:
                 self._begin(name).indexed = life

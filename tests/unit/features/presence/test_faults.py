@@ -10,7 +10,7 @@ import pytest
 
 from rtkit import BrokerUnavailable, Grant, Hub, Limits, Presence
 from rtkit.features.presence import ledger
-from rtkit.features.presence.entries import LIVES, REAPING
+from rtkit.features.presence.entries import LIVES, REAPING, index_of, life_of
 from rtkit.hub.lease import LEASE, NODES
 from rtkit.primitives.clocks import sleep
 from tests.support.rawclient import RawClient, Unit
@@ -232,6 +232,27 @@ async def test_a_node_that_was_cut_off_and_reaped_registers_again(world: World) 
     assert stored(world)["bob"]["life"] == two.engine.lease.incarnation
     assert told(bob, "leaves") == []
     assert len(frames(bob)) == before
+
+
+async def test_the_index_of_a_life_that_was_reaped_does_not_come_back(world: World) -> None:
+    """Found by simulation: a room whose clients had all gone on elsewhere, and a failover (seed 2000809)."""
+    (one, _), (two, second) = node(world), node(world)
+    await watching(world, one, "ann")
+    await watching(world, two, "bob")
+    await world.advance(15)
+    before = life_of(two.node_id, two.engine.lease.incarnation)
+    second.down = second.deaf = True
+    await world.advance(LEASE + 8)
+    second.down = second.deaf = False
+    await world.advance(40)
+    assert two.engine.lease.incarnation not in before
+    assert not world.backend.entries(index_of(before))
+    running: Any = two.engine.features["presence"]
+    (room,) = running._ledger._rooms.values()
+    room.indexed, room.renew_at = before, 0.0  # as of one in which nobody was when the life began
+    await running._ledger.renew()
+    await running._ledger._put_again()
+    assert not world.backend.entries(index_of(before))
 
 
 async def test_a_broker_that_has_lost_everything_learns_it_again(world: World) -> None:
