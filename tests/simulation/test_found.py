@@ -88,6 +88,26 @@ def test_who_left_as_the_last_of_its_node_does_not_come_back_with_a_failover() -
     assert simulate(program, seed=1) == (["bob", "cyd"], ["bob", "cyd"])
 
 
+def test_who_looks_in_after_a_failover_does_not_take_the_room_out_of_the_index() -> None:
+    """It was begun anew, and empty again before anybody had looked what lies there (seed 2001523)."""
+
+    async def program(sim: Simulation) -> Sequence[Any]:
+        server = BrokerServer(sim, sim.machine("broker"))
+        one, two = await boot(sim, server, "one"), await boot(sim, server, "two")
+
+        sim.machine("ann").spawn(stay(sim, "ann", "one", 6))
+        sim.machine("bob").spawn(stay(sim, "bob", "two", 1000))
+        await sim.sleep(5)
+        snapshot = server.snapshot()
+        await sim.sleep(5)
+        server.fail_over(snapshot)
+        sim.machine("cyd").spawn(stay(sim, "cyd", "one", 1))
+        await sim.sleep(300)
+        return await users(one), await users(two)
+
+    assert simulate(program, seed=1) == (["bob"], ["bob"])
+
+
 def test_a_node_that_ends_right_after_a_failover_leaves_nobody_behind() -> None:
     """Who left before it, and is back with it, is for others to take away (seed 2300163)."""
 

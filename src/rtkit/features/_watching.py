@@ -252,7 +252,10 @@ class RoomWatch:
             self._flush(waited=True)
 
     def _push(self, connection: Connection, unit: bytes) -> bool:
-        """Hand a frame to one member, or queue it; False when there was no room for it (D1)."""
+        """Hand a frame to one member, or queue it; False when there was no room for it (D1), or it would come before the
+        reply with which the member joins, and mean nothing to it."""
+        if connection.rt and connection.answers(self.name):
+            return False
         if connection.clear and len(unit) <= connection.small:
             # Nothing is queued that it could overtake: most get it from a form that all share, past their outboxes.
             if self._batch is None or self._batch.units[0] is not unit:

@@ -394,6 +394,11 @@ class Connection:
         self._begin(lane, unit, push=True)
         return None
 
+    def answers(self, lane: Any) -> bool:
+        """Whether a reply in this lane has not left yet: it is large, or waits behind what is (T8). What comes in
+        another lane would overtake it."""
+        return self._freight is not None and self._freight.answers(lane)
+
     def _begin(self, lane: Any, unit: bytes, *, push: bool) -> None:
         """Have a large unit leave, once all that is queued by now has."""
         if self._freight is None:

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from .. import codes
 from ..primitives.clocks import Timeout, timeout
 from ..wire import Window
+from .pace import FIRST
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -48,8 +49,11 @@ __all__ = ["Drain"]
 
 logger = logging.getLogger("rtkit.hub")
 
-#: Closes a second at the least: so few clients are no stampede, and would only keep the process waiting.
-_RATE: Final = 500
+#: Closes a second at the least: as many as another node begins to let in are no stampede, and fewer would only keep the
+#: process waiting.
+_RATE: Final = FIRST
+#: Connections that are closed at once.
+_FEW: Final = 25
 #: Seconds between two rounds of closes.
 _TICK: Final = 0.05
 #: Closes in one loop turn at the most.
@@ -124,7 +128,7 @@ class Drain:
     def _plan(self, spread: float | None, timeout: float | None) -> None:
         limits, count = self._engine.limits, len(self._engine.connections)
         wanted = (limits.drain_spread or 0.0) if spread is None else spread
-        self._spread = min(wanted, count / _RATE) if count > _RATE * _TICK else 0.0
+        self._spread = min(wanted, count / _RATE) if count > _FEW else 0.0
         whole = self._spread + limits.drain_timeout if timeout is None else timeout
         now = self._engine.clock.monotonic()
         self._until = now + whole

@@ -115,6 +115,7 @@ class Hub(Router[C], Generic[C]):
         self._starting: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended_in: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._host = AsgiHost(
             self, lifespan=self.lifespan, ready=self._readiness, drain=self.drain, clock=self.clock
@@ -142,7 +143,7 @@ class Hub(Router[C], Generic[C]):
             elif await _has_started(self._starting):
                 return
         self._starting = starting = loop.create_future()
-        self._loop, self._pid = loop, os.getpid()
+        self._loop, self._pid, self._ended_in = loop, os.getpid(), None
         engine: Engine | None = None
         try:
             broker = self.broker
@@ -177,7 +178,7 @@ class Hub(Router[C], Generic[C]):
         :meth:`aclose`. Our own server and uvicorn do this at a SIGTERM; where nothing does, call it before the
         process is told to end.
 
-        :param spread: seconds over which the clients set out for other nodes, at the most: 500 a second are never too
+        :param spread: seconds over which the clients set out for other nodes, at the most: 200 a second are never too
             many. ``Limits(drain_spread=…)`` unless given; 0 for all at once.
         :param timeout: seconds until it returns at the latest, having dropped whoever is left. The spread and
             ``Limits(drain_timeout=…)`` unless given. Where it is too short for the spread, clients are sent away
@@ -212,6 +213,7 @@ class Hub(Router[C], Generic[C]):
                 await self._engine.aclose()
             finally:
                 self._forget()
+                self._ended_in = loop
                 closing.set_result(None)
 
     async def __aenter__(self) -> Self:
@@ -402,8 +404,9 @@ class Hub(Router[C], Generic[C]):
         return self.limits.max_connect
 
     async def ensure_running(self) -> None:
-        """Start, if nobody has yet; not again while it closes, so that :meth:`admit` can refuse."""
-        if self._closing is None:
+        """Start, if nobody has yet; not again when it closes or has been closed, so that :meth:`admit` can refuse."""
+        self._come_home(asyncio.get_running_loop())
+        if self._closing is None and not self._has_ended():
             await self.start()
 
     def admit(self, handshake: Handshake) -> None:
@@ -442,7 +445,12 @@ class Hub(Router[C], Generic[C]):
 
     def _not_ready(self) -> float | None:
         engine = self._engine
-        return None if engine is None or engine.accepting else 1.0
+        accepting = not self._has_ended() if engine is None else engine.accepting
+        return None if accepting else 1.0
+
+    def _has_ended(self) -> bool:
+        """It was closed in this loop, and nobody has started it again: a late request shall not."""
+        return self._ended_in is not None and self._ended_in is asyncio.get_running_loop()
 
     def _readiness(self) -> float | None:
         """What ``ready`` says (M4, T7)."""

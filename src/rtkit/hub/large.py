@@ -143,7 +143,8 @@ class Freight:
             Hashable, Outbox | None
         ] = {}  # of each lane that is held; None before anything waits
         self._lag: set[Hashable] = set()
-        self._answers: dict[int, bytes] = {}  # large replies among what is held, by identity
+        # Replies and control among what is held, by identity; with the lane of each.
+        self._answers: dict[int, tuple[Hashable, bytes]] = {}
         self.replies = 0
         """Bytes of large replies that have not left."""
 
@@ -152,6 +153,12 @@ class Freight:
     def holds(self, lane: Hashable) -> bool:
         """Whether what comes in this lane has to wait."""
         return lane in self._behind
+
+    def answers(self, lane: Hashable) -> bool:
+        """Whether a reply or control in this lane is still to leave."""
+        return any(
+            each.lane == lane and not each.push and not each.void for each in (*self._queue, *self._fenced)
+        ) or any(of == lane for of, _ in self._answers.values())
 
     @property
     def takes_push(self) -> bool:
@@ -193,8 +200,7 @@ class Freight:
         own = self._own(lane)
         if not own.put(unit, outside=outside + self.waiting - own.size):
             return False
-        if len(unit) > self._small:
-            self._answers[id(unit)] = unit
+        self._answers[id(unit)] = lane, unit
         return True
 
     def _own(self, lane: Hashable) -> Outbox:
@@ -257,8 +263,9 @@ class Freight:
         own = self._behind.get(lane)
         while own:
             [unit] = own.take(1)
+            is_push = self._answers.pop(id(unit), None) is None
             if len(unit) > self._small:
-                self.begin(lane, unit, push=self._answers.pop(id(unit), None) is None, fenced=True)
+                self.begin(lane, unit, push=is_push, fenced=True)
                 units.append(FENCE)
                 return
             units.append(unit)

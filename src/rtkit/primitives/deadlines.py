@@ -97,6 +97,16 @@ class _Heap:
                 return when + self.shift
         return math.inf
 
+    def own(self, when: float) -> float:
+        """A moment of the clock in this heap's time: what is due is never so before it, by the clock.
+
+        Rounding would have it otherwise, and who then finds that its time has not come sets the same moment again.
+        """
+        own = when - self.shift
+        while own + self.shift < when:
+            own = math.nextafter(own, math.inf)
+        return own
+
     def forget(self, deadline: Deadline) -> None:
         deadline._number = _NOT_QUEUED
         self.live -= 1
@@ -153,7 +163,7 @@ class Deadline:
                 if self._number != _NOT_QUEUED:
                     self._heap.forget(self)
                 self._heap = heap
-        when -= self._heap.shift
+        when = self._heap.own(when)
         if self._number != _NOT_QUEUED and when >= self._when:
             self._when = when
         else:
@@ -239,7 +249,7 @@ class Deadlines:
         if when != when:
             raise ValueError(f"a deadline is a number of seconds, not {when!r}")
         heap = self._patient if patient else self._plain
-        deadline = Deadline(self, heap, when - heap.shift, callback, args)
+        deadline = Deadline(self, heap, heap.own(when), callback, args)
         self._push(deadline, deadline._when)
         return deadline
 

@@ -76,7 +76,7 @@ class Lot(random.Random):
 async def test_closes_are_spread_evenly_and_by_lot(world: World) -> None:
     hub = roomy(world)
     hub.random = Lot(1)
-    clients = await crowd(world, hub, 100)
+    clients = await crowd(world, hub, 40)
     drain = draining(hub)
     await world.settle()
     counts, order = [], list[RawClient]()
@@ -85,12 +85,12 @@ async def test_closes_are_spread_evenly_and_by_lot(world: World) -> None:
         order += found
         counts.append(len(found))
         await world.clock.advance(0.05)
-    # 500 a second are never too many: the 10 s of the default are for larger crowds.
-    assert sum(counts) == 100
-    assert all(24 <= count <= 27 for count in counts[1:4]), counts
+    # 200 a second are never too many: the 10 s of the default are for larger crowds.
+    assert sum(counts) == 40
+    assert all(9 <= count <= 11 for count in counts[1:4]), counts
     assert counts[0] <= 2
     rank = {client: n for n, client in enumerate(reversed(clients))}
-    assert all(abs(rank[client] - n) < 27 for n, client in enumerate(order)), "one tick's may be in any order"
+    assert all(abs(rank[client] - n) < 11 for n, client in enumerate(order)), "one tick's may be in any order"
     assert {window(client) for client in clients} == {(0.0, 1.0)}
     await drain
 
@@ -108,7 +108,7 @@ async def test_a_long_spread_is_kept(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["limits", "call"])
 async def test_all_at_once(world: World, how: str) -> None:
-    hub = roomy(world, limits=Limits(drain_spread=None if how == "limits" else 10.0))
+    hub = roomy(world, limits=Limits(drain_spread=None if how == "limits" else 10.0, accepts=None))
     clients = await crowd(world, hub, 200)
     await (hub.drain() if how == "limits" else hub.drain(spread=0))
     assert len(closed(clients)) == 200
@@ -118,7 +118,7 @@ async def test_all_at_once(world: World, how: str) -> None:
 async def test_what_the_closes_cannot_spread_the_windows_do(world: World) -> None:
     """A deadline shorter than the spread: all are told in time, and come back as evenly as they would have."""
     hub = roomy(world)
-    clients = await crowd(world, hub, 200)
+    clients = await crowd(world, hub, 80)
     began, when = world.clock.monotonic(), dict[RawClient, float]()
     drain = draining(hub, timeout=0.4)
     counts = []
@@ -129,10 +129,10 @@ async def test_what_the_closes_cannot_spread_the_windows_do(world: World) -> Non
             when.setdefault(client, world.clock.monotonic())
         counts.append(len(when) - before)
         await world.clock.advance(0.05)
-    assert sum(counts) == 200, "half of the time is theirs to go"
-    assert all(45 <= count <= 55 for count in counts[1:]), counts
+    assert sum(counts) == 80, "half of the time is theirs to go"
+    assert all(18 <= count <= 22 for count in counts[1:]), counts
     back = sorted(when[client] - began + window(client)[0] for client in clients)
-    assert all(abs(moment - n * 0.002) < 0.051 for n, moment in enumerate(back)), back
+    assert all(abs(moment - n * 0.005) < 0.051 for n, moment in enumerate(back)), back
     assert back[-1] > 0.39
     await drain
 
@@ -146,15 +146,15 @@ async def test_who_is_nobody_yet_goes_first_and_who_waits_for_an_answer_last(wor
         await go.wait()
         return "done"
 
-    clients = await crowd(world, hub, 90)
-    strangers = [world.client(hub) for _ in range(10)]
+    clients = await crowd(world, hub, 36)
+    strangers = [world.client(hub) for _ in range(4)]
     for client in clients[:5]:
         client.ask("rpc", method="work")
     await world.settle()
     drain = draining(hub)
     await world.settle()
     await world.clock.advance(0.05)
-    assert len(closed(strangers)) == 10
+    assert len(closed(strangers)) == 4
     await world.clock.advance(0.1)
     assert not closed(clients[:5])
     go.set()
@@ -179,7 +179,7 @@ async def test_who_waits_for_an_answer_for_long_goes_at_the_end_of_the_spread(wo
         await forever.wait()
 
     forever = asyncio.Event()
-    clients = await crowd(world, hub, 100)
+    clients = await crowd(world, hub, 40)
     clients[0].ask("rpc", method="work")
     await world.settle()
     drain = draining(hub)
@@ -201,7 +201,7 @@ async def test_who_waits_for_an_answer_for_long_goes_at_the_end_of_the_spread(wo
 async def test_nobody_new_is_let_in_from_the_first_moment_on(world: World) -> None:
     """M4, L1; and who was let in the moment before is sent away, too."""
     hub = roomy(world)
-    clients = await crowd(world, hub, 100)
+    clients = await crowd(world, hub, 40)
     assert hub._not_ready() is None
     drain = draining(hub)
     await asyncio.sleep(0)
@@ -220,12 +220,12 @@ async def test_nobody_new_is_let_in_from_the_first_moment_on(world: World) -> No
 
 async def test_a_second_call_joins_the_first(world: World) -> None:
     hub = roomy(world)
-    clients = await crowd(world, hub, 100)
+    clients = await crowd(world, hub, 40)
     calls = [draining(hub), draining(hub, spread=60, timeout=60), asyncio.create_task(hub.aclose())]
     await world.settle()
     assert len(closed(clients)) < 10
     await world.clock.advance(0.1)
-    assert 45 <= len(closed(clients)) <= 60
+    assert 18 <= len(closed(clients)) <= 24
     await world.clock.advance(0.11)
     assert all(call.done() for call in calls)
     assert not hub.running
@@ -233,14 +233,14 @@ async def test_a_second_call_joins_the_first(world: World) -> None:
 
 async def test_a_second_call_shortens_the_first(world: World) -> None:
     hub = roomy(world)
-    clients = await crowd(world, hub, 100)
+    clients = await crowd(world, hub, 40)
     drain = draining(hub)
     await world.clock.advance(0.1)
     gone = closed(clients)
-    assert len(gone) < 60
+    assert len(gone) < 30
     await hub.drain(spread=0)
     await drain
-    assert len(closed(clients)) == 100
+    assert len(closed(clients)) == 40
     rest = sorted(window(client) for client in clients if client not in gone)
     assert rest[0][0] < 0.01
     assert 0.09 < rest[-1][0] < 0.1, "they come back when they would have"
@@ -273,20 +273,20 @@ async def test_in_a_hurry_nothing_is_waited_for(world: World, caplog: Any) -> No
 async def test_nobody_waits_for_it_any_more_and_it_goes_on(world: World) -> None:
     """Cancellation of a call."""
     hub = roomy(world)
-    clients = await crowd(world, hub, 100)
+    clients = await crowd(world, hub, 40)
     drain = draining(hub)
     await world.settle()
     drain.cancel()
     await world.clock.advance(0.21)
     assert drain.cancelled()
-    assert len(closed(clients)) == 100
+    assert len(closed(clients)) == 40
     await hub.drain()
 
 
 async def test_closing_is_cancelled_in_the_middle_of_it(world: World) -> None:
     """Everybody is told all the same, and nothing is left (which the fixture checks)."""
     hub = roomy(world)
-    clients = await crowd(world, hub, 100)
+    clients = await crowd(world, hub, 40)
     drain, closing = draining(hub), asyncio.create_task(hub.aclose())
     await world.clock.advance(0.1)
     gone = closed(clients)
@@ -295,7 +295,7 @@ async def test_closing_is_cancelled_in_the_middle_of_it(world: World) -> None:
     assert closing.cancelled()
     assert drain.done()
     assert not drain.cancelled(), "that was not cancelled by anybody"
-    assert len(closed(clients)) == 100
+    assert len(closed(clients)) == 40
     assert max(window(client)[0] for client in clients if client not in gone) > 0.09
     assert not hub.running
 
@@ -520,7 +520,7 @@ async def test_requests_that_come_in_at_another_node_are_answered_to_the_end(wor
     ann = WebClient(hub, world.clock, kind=kind, hubs=[hub, other], rt=True)
     world.clients.append(ann)
     await ann.connect("ann")
-    crowded = await crowd(world, hub, 60)
+    crowded = await crowd(world, hub, 40)
     drain = draining(hub)
     await world.settle()
     sent = 0
@@ -535,4 +535,4 @@ async def test_requests_that_come_in_at_another_node_are_answered_to_the_end(wor
     assert (await other.room("r:a").history(limit=100)).messages[-1].data == sent
     await world.advance(5)
     assert drain.done()
-    assert len(closed(crowded)) == 60
+    assert len(closed(crowded)) == 40

@@ -390,3 +390,20 @@ def test_like_a_list(steps: list[Step]) -> None:
         for n, when in model.items():
             assert entries[n].armed
             assert entries[n].when == when
+
+
+@given(st.floats(1.5, 1e4), st.lists(st.floats(0, 1e5), min_size=1, max_size=20))
+def test_nobody_is_called_before_its_moment(stalled: float, moments: list[float]) -> None:
+    """Or who looks at the clock, and finds that it is not time yet, sets the same moment again and again; found by
+    simulation (seed 2000949)."""
+    clock = ManualClock(start=0)
+    deadlines = Deadlines(clock)
+    deadlines.at(0.0, lambda: None)
+    clock.stall(stalled)
+    clock.advance_nowait(0)
+    assert deadlines.statistics().stalls == 1
+    moved = deadlines.at(math.inf, lambda: None, patient=True)
+    for moment in moments:
+        made = deadlines.at(moment, lambda: None, patient=True)
+        moved.move(moment)
+        assert moment <= made.when == moved.when <= moment + 1e-9 * (stalled + moment)

@@ -35,6 +35,10 @@ epoch then (B6), so epochs are looked at with the positions:
 If any is new, this life is put down again, and so is its index, and every room that is in the index is compared. The
 index itself is not counted; in a Cluster, where each server fails over by itself, a room may tell of it and the list
 not. When the list says so as the run ends, this life stays in it, and others look after what is back.
+
+A room that was begun anew since does not tell of it: what its first revision has counted is the new epoch. So it is not
+taken out of the index, for its last client has left, unless the list is in the epoch that this node knows, or the room
+was compared in the one that it is in. Else who is back there would be, of all that is looked at, in nothing any more.
 """
 
 from __future__ import annotations
@@ -143,11 +147,13 @@ class _Room:
     :ivar epoch: of the count of revisions when this node last added to it. Another one says that the broker has lost
         something: entries of ours may be missing, and such may be back that we had taken away.
     :ivar suspect: that was so, and nobody has looked yet.
+    :ivar looked: the epoch that the list of lives was in before somebody last looked; None when nobody had to.
     """
 
     __slots__ = (
         "epoch",
         "indexed",
+        "looked",
         "marked",
         "mine",
         "name",
@@ -162,6 +168,7 @@ class _Room:
         self.name = name
         self.epoch = ""
         self.suspect = False
+        self.looked: str | None = None
         self.mine: dict[str, Mine] = {}
         self.marked: dict[str, None] = {}
         self.updates: dict[str, None] = {}
@@ -380,10 +387,7 @@ class Ledger:
             await self._compare_all(room)
         if not room.mine:
             room.marked.clear()
-            if room.indexed:
-                await self._broker.remove(index_of(room.indexed), room.name)
-                room.indexed = ""
-            return True
+            return not room.indexed or await self._take_out(room)
         batch = {client: room.mine[client] for client in islice(room.marked, _AT_ONCE) if client in room.mine}
         if any(mine.shall_lie for mine in batch.values()):
             await self._index(room)
@@ -503,6 +507,24 @@ class Ledger:
         """The index of an earlier life is for those who reap it, and is not to come back behind them."""
         if room.indexed == self.life:
             await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
+
+    async def _take_out(self, room: _Room) -> bool:
+        """Nobody of this node is in the room: take it out of the index. False when it has to be looked at before.
+
+        Whether the broker has lost something is asked afterwards: a failover that comes later takes back both, what was
+        written to the room and this.
+        """
+        was_in = await self._broker.remove(index_of(room.indexed), room.name)
+        lives, there = await self._broker.positions([LIVES, key_of(room.name)])
+        sure = lives.epoch == room.looked or (lives.epoch == self._lives and not self._lost)
+        if sure and there.epoch in ("", room.epoch):
+            room.indexed = ""
+            return True
+        if was_in:
+            await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
+        room.looked = lives.epoch
+        room.suspect = True
+        return False
 
     async def _register(self, life: str) -> None:
         async with self._registering:

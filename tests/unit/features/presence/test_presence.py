@@ -630,6 +630,38 @@ async def test_a_slow_one_does_not_hold_up_the_others(world: World) -> None:
     assert users(frames(ann)[-1]["joins"]) == ["eve"]
 
 
+@pytest.mark.parametrize("behind", ["its own chunks", "what is left of another"])
+async def test_who_joins_with_a_large_answer_is_told_nothing_before_it(world: World, behind: str) -> None:
+    """P2, T8: a frame says what is different from the answer's snapshot. Found by simulation (seed 2001000)."""
+    hub = hub_of(world)
+    for _ in range(5):
+        await hub.publish("kept:a", "x" * 50_000)
+    ann = await world.join(hub, "ann")
+    ann.pipe.choke()
+    stands: dict[str, Any] = {"recover": True, "epoch": "", "offset": 0}
+    if behind == "its own chunks":
+        asked = ann.ask("subscribe", channel="kept:a", presence=True, **stands)
+    else:
+        ann.ask("subscribe", channel="kept:a", presence=True, **stands)
+        await world.settle()
+        ann.ask("unsubscribe", channel="kept:a")
+        asked = ann.ask("subscribe", channel="kept:a", presence=True)
+    await world.settle()
+    await world.join(hub, "bob", "kept:a")
+    ann.pipe.drain()
+    await world.advance(3)
+    units = ann.units
+    (joined,) = (n for n, unit in enumerate(units) if unit.get("id") == asked)
+    told = [n for n, unit in enumerate(units) if "presence" in unit.get("push", {})]
+    assert told and min(told) > joined
+    last = frames(ann, "kept:a")[-1]
+    assert sorted(users(last["members"])) == ["ann", "bob"]
+    await world.join(hub, "eve", "kept:a")
+    await world.advance(2)
+    assert users(frames(ann, "kept:a")[-1]["joins"]) == ["eve"]
+    assert frames(ann, "kept:a")[-1]["v"] == last["v"] + 1
+
+
 async def test_a_missed_notice_is_made_up_for_by_the_next(world: World) -> None:
     """P2: a jump re-reads, and yields the difference."""
     broker = FaultyBroker(world.backend)
