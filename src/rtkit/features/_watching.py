@@ -252,8 +252,8 @@ class RoomWatch:
             self._flush(waited=True)
 
     def _push(self, connection: Connection, unit: bytes) -> bool:
-        """Hand a frame to one member, or queue it; False when there was no room for it (D1), or it would come before the
-        reply with which the member joins, and mean nothing to it."""
+        """Hand a frame to one member, or queue it; False when there was no room for it (D1), or it would come before
+        the reply with which the member joins, and mean nothing to it."""
         if connection.rt and connection.answers(self.name):
             return False
         if connection.clear and len(unit) <= connection.small:

@@ -143,8 +143,7 @@ class Freight:
             Hashable, Outbox | None
         ] = {}  # of each lane that is held; None before anything waits
         self._lag: set[Hashable] = set()
-        # Replies and control among what is held, by identity; with the lane of each.
-        self._answers: dict[int, tuple[Hashable, bytes]] = {}
+        self._answers: dict[int, bytes] = {}  # large replies among what is held, by identity
         self.replies = 0
         """Bytes of large replies that have not left."""
 
@@ -155,10 +154,13 @@ class Freight:
         return lane in self._behind
 
     def answers(self, lane: Hashable) -> bool:
-        """Whether a reply or control in this lane is still to leave."""
+        """Whether a large reply in this lane has not left, and with it perhaps others that are held behind it.
+
+        None is held behind a push alone: who joins anew has left before, and then there are no pushes any more.
+        """
         return any(
             each.lane == lane and not each.push and not each.void for each in (*self._queue, *self._fenced)
-        ) or any(of == lane for of, _ in self._answers.values())
+        )
 
     @property
     def takes_push(self) -> bool:
@@ -200,7 +202,8 @@ class Freight:
         own = self._own(lane)
         if not own.put(unit, outside=outside + self.waiting - own.size):
             return False
-        self._answers[id(unit)] = lane, unit
+        if len(unit) > self._small:
+            self._answers[id(unit)] = unit
         return True
 
     def _own(self, lane: Hashable) -> Outbox:
@@ -263,9 +266,8 @@ class Freight:
         own = self._behind.get(lane)
         while own:
             [unit] = own.take(1)
-            is_push = self._answers.pop(id(unit), None) is None
             if len(unit) > self._small:
-                self.begin(lane, unit, push=is_push, fenced=True)
+                self.begin(lane, unit, push=self._answers.pop(id(unit), None) is None, fenced=True)
                 units.append(FENCE)
                 return
             units.append(unit)

@@ -8,6 +8,9 @@ a full lease (:attr:`rtkit.hub.lease.NodeLease.may_reap`).
 One node claims a dead life for itself, so that not all do the same work; should it die over it, the claim runs out.
 That it is done twice all the same would do no harm: a revision takes away only what the dead life still has, and who
 comes second finds nothing. So everybody sees each of its clients leave, once.
+
+A failover may bring back entries that were taken away already, and the index may lose its rooms behind them. So the
+life is over only when the list of lives is in the epoch then that it was in before; else it is put down again, whole.
 """
 
 from __future__ import annotations
@@ -19,7 +22,17 @@ from typing import TYPE_CHECKING, Final
 
 from ...brokers import StateBroker
 from ...errors import BadUnit
-from .entries import LIVES, REAPING, decode_entry, encode_notice, index_of, key_of, life_of, topic_of
+from .entries import (
+    LIVES,
+    LIVES_TOPIC,
+    REAPING,
+    decode_entry,
+    encode_notice,
+    index_of,
+    key_of,
+    life_of,
+    topic_of,
+)
 from .ledger import KEPT
 
 if TYPE_CHECKING:
@@ -55,6 +68,7 @@ async def reap(engine: Engine, broker: StateBroker) -> None:
 
 
 async def _reap_life(engine: Engine, broker: StateBroker, life: str) -> None:
+    (before,) = await broker.positions([LIVES])
     rooms = await broker.entries(index_of(life))
     logger.info("life %s is over; it had clients in %d rooms", life, len(rooms))
     names = iter(rooms)
@@ -67,7 +81,13 @@ async def _reap_life(engine: Engine, broker: StateBroker, life: str) -> None:
         if not all(results):
             return
         await broker.renew(REAPING, [life], ttl=engine.lease.seconds)
-    await broker.remove(LIVES, life)
+    (after,) = await broker.positions([LIVES])
+    if after.epoch == before.epoch:
+        await broker.remove(LIVES, life)
+    else:
+        for name in rooms:
+            await broker.put(index_of(life), name, b"", ttl=KEPT)
+        await broker.revise(LIVES, {life: b""}, ttl=KEPT, expected={}, topic=LIVES_TOPIC, payload=b"{}")
     await broker.remove(REAPING, life)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import Any
 
 import msgspec
@@ -126,6 +127,29 @@ async def test_who_moves_while_its_node_is_reaped_is_not_taken_away(cluster: Wor
     await world.advance(LEASE + 10)
     assert told(ann, "leaves") == ["eve"]
     assert stored(world)["bob"]["node"] == "elsewhere"
+
+
+async def test_a_failover_while_a_life_is_reaped_leaves_nobody_behind(cluster: World) -> None:
+    """B6: entries that were taken away are back when their rooms are taken out of the index."""
+    world = cluster
+    (one, first), (two, _) = node(world), node(world)
+    await watching(world, one, "ann", "chat:b")
+    await world.join(two, "bob", "chat:a")
+    await world.advance(12)
+    before = copy.deepcopy({key: world.backend._state[key] for key in (KEY, LIVES)})
+    gate = first.hold("remove")
+    killed(world, two)
+    await world.advance(LEASE + 5)
+    assert not stored(world)
+    world.backend._state.update(before)
+    for key in before:
+        world.backend._state[key].epoch = "another"
+    gate.set()
+    await world.advance(2 * LEASE + 10)
+    assert not stored(world)
+    assert await one.room("chat:a").presence() == []
+    assert set(world.backend.entries(LIVES)) == {life_of(one.node_id, one.engine.lease.incarnation)}
+    assert not any(two.node_id in key for key in world.backend._state)
 
 
 async def test_when_all_nodes_have_died_the_next_one_cleans_up(cluster: World) -> None:
@@ -285,6 +309,26 @@ async def test_one_server_of_a_cluster_that_failed_over_took_the_index_with_it(w
     await world.advance(60)
     assert set(world.backend.entries(f"presence-rooms:{life}")) == {"chat:a", "chat:b"}
     assert set(stored(world)) == {"ann", "bob"}
+
+
+@pytest.mark.parametrize("server", ["of all", "of the room", "of the list"])
+async def test_a_failover_between_the_last_revision_and_the_index(world: World, server: str) -> None:
+    """Nobody knows the room any more, and who has left it is back: only the index would have told."""
+    hub, broker = node(world)
+    bob = await world.join(hub, "bob", "chat:a")
+    await world.advance(15)
+    before = copy.deepcopy(world.backend._state)
+    gate = broker.hold("remove")
+    await bob.call("unsubscribe", channel="chat:a")
+    assert not stored(world)
+    world.backend._state.update({KEY: before[KEY]} if server == "of the room" else before)
+    for key in {"of the room": [KEY], "of the list": [LIVES]}.get(server, [KEY, LIVES]):
+        world.backend._state[key].epoch = "another"
+    gate.set()
+    await world.advance(2)
+    assert not stored(world)
+    assert not world.backend.entries(index_of(life_of(hub.node_id, hub.engine.lease.incarnation)))
+    assert await hub.room("chat:a").presence() == []
 
 
 async def test_who_comes_and_goes_while_the_broker_is_away(world: World) -> None:

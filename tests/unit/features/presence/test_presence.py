@@ -634,9 +634,9 @@ async def test_a_slow_one_does_not_hold_up_the_others(world: World) -> None:
 async def test_who_joins_with_a_large_answer_is_told_nothing_before_it(world: World, behind: str) -> None:
     """P2, T8: a frame says what is different from the answer's snapshot. Found by simulation (seed 2001000)."""
     hub = hub_of(world)
+    ann = await world.join(hub, "ann")
     for _ in range(5):
         await hub.publish("kept:a", "x" * 50_000)
-    ann = await world.join(hub, "ann")
     ann.pipe.choke()
     stands: dict[str, Any] = {"recover": True, "epoch": "", "offset": 0}
     if behind == "its own chunks":
