@@ -73,7 +73,7 @@ def test_the_numbers_are_the_hubs() -> None:
     text, limits = " ".join(prose(PAGE).split()), Limits()
     assert f"over {limits.drain_spread:g} s at the most" in text
     whole = drain._RATE * (limits.drain_spread or 0)
-    assert f"fewer than {whole:,.0f} take less, at {drain._RATE} a second" in text
+    assert f"fewer than {whole:,.0f} take less, at {drain._RATE:g} a second" in text
     assert f"at most {drain._LATE:g} s after the last client was to be back" in text
     assert f"| {limits.drain_timeout:g} s after the last close" in text
     assert drain._WINDOW == 1 and "within a second of their own" in text

@@ -50,6 +50,7 @@ def make_hub(
     commands is high for the same reason.
     """
     limits.setdefault("commands", Rate(rate=10_000, burst=10_000))
+    limits.setdefault("accepts", None)  # a crowd is no storm
     limits.setdefault("grace", None)  # who is gone is gone: nothing of it may be left
     hub: Hub[None] = Hub(
         authenticate=authenticate, clock=clock, random=random.Random(1), limits=Limits(**limits)

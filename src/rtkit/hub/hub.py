@@ -115,7 +115,6 @@ class Hub(Router[C], Generic[C]):
         self._starting: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended_in: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._host = AsgiHost(
             self, lifespan=self.lifespan, ready=self._readiness, drain=self.drain, clock=self.clock
@@ -143,7 +142,7 @@ class Hub(Router[C], Generic[C]):
             elif await _has_started(self._starting):
                 return
         self._starting = starting = loop.create_future()
-        self._loop, self._pid, self._ended_in = loop, os.getpid(), None
+        self._loop, self._pid = loop, os.getpid()
         engine: Engine | None = None
         try:
             broker = self.broker
@@ -213,7 +212,6 @@ class Hub(Router[C], Generic[C]):
                 await self._engine.aclose()
             finally:
                 self._forget()
-                self._ended_in = loop
                 closing.set_result(None)
 
     async def __aenter__(self) -> Self:
@@ -404,9 +402,8 @@ class Hub(Router[C], Generic[C]):
         return self.limits.max_connect
 
     async def ensure_running(self) -> None:
-        """Start, if nobody has yet; not again when it closes or has been closed, so that :meth:`admit` can refuse."""
-        self._come_home(asyncio.get_running_loop())
-        if self._closing is None and not self._has_ended():
+        """Start, if nobody has yet; not again while it closes, so that :meth:`admit` can refuse."""
+        if self._closing is None:
             await self.start()
 
     def admit(self, handshake: Handshake) -> None:
@@ -445,12 +442,7 @@ class Hub(Router[C], Generic[C]):
 
     def _not_ready(self) -> float | None:
         engine = self._engine
-        accepting = not self._has_ended() if engine is None else engine.accepting
-        return None if accepting else 1.0
-
-    def _has_ended(self) -> bool:
-        """It was closed in this loop, and nobody has started it again: a late request shall not."""
-        return self._ended_in is not None and self._ended_in is asyncio.get_running_loop()
+        return None if engine is None or engine.accepting else 1.0
 
     def _readiness(self) -> float | None:
         """What ``ready`` says (M4, T7)."""

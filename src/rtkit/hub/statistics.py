@@ -66,7 +66,7 @@ class HubStatistics:
     assembling: int = 0
     handshakes: int = 0
     backlog: int = 0
-    accepts: float = 0.0
+    accepts: float = field(default=0.0, compare=False)
     addresses: int = 0
     tasks: int = 0
     deadlines: int = 0

@@ -34,6 +34,8 @@ async def answer_hub(connection: HttpConnection, head: Head, body: bytes) -> Non
 
     Cancellation: the hub hears of it.
     """
+    if _ends(connection):
+        return
     endpoint = connection.site.exchange(head)
     assert endpoint is not None
     request = HttpRequest(head.method, endpoint, _handshake(connection, head), body)
@@ -44,6 +46,13 @@ async def answer_hub(connection: HttpConnection, head: Head, body: bytes) -> Non
         _become_stream(connection, head, answer)
     else:
         connection.wait_for(answer)
+
+
+def _ends(connection: HttpConnection) -> bool:
+    """Whether the server ends; then the request is refused, for it would start the hub again."""
+    if connection.site.ending:
+        connection.respond(refusal(503, "draining", 1), last=True)
+    return connection.site.ending
 
 
 def _become_stream(connection: HttpConnection, head: Head, answer: Streaming) -> None:
@@ -70,6 +79,8 @@ async def answer_api(connection: HttpConnection, head: Head, body: bytes) -> Non
 
     Cancellation: what was asked for may have been done, or a part of it.
     """
+    if _ends(connection):
+        return
     api, request = connection.site.api, connection.site.api_request(head)
     assert api is not None
     assert request is not None

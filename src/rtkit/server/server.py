@@ -172,6 +172,7 @@ class Server:
         """
         self.stop_accepting()
         site = self._site
+        site.ending = True
         for connection in list(site.open):
             connection.drain()
         try:

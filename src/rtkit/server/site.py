@@ -61,6 +61,7 @@ class Site:
     :ivar open: connections that speak HTTP.
     :ivar streams: connections with a response that goes on.
     :ivar draining: no connection is kept alive beyond its answer.
+    :ivar ending: the hub has been closed, and no request is to start it again.
     """
 
     __slots__ = (
@@ -73,6 +74,7 @@ class Site:
         "deadlines",
         "deflate",
         "draining",
+        "ending",
         "endpoints",
         "limits",
         "open",
@@ -123,6 +125,7 @@ class Site:
         self.arriving: set[asyncio.Task[None]] = set()
         self.counters: Counter[str] = Counter()
         self.draining = False
+        self.ending = False
 
     # -- who is here
 

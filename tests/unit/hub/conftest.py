@@ -39,8 +39,12 @@ class World:
         :param parks: sessions outlive their connection, as they do by default (C3); most tests are about connections.
         """
         options.setdefault("authenticate", by_token)
-        if not parks:
-            options["limits"] = dataclasses.replace(options.get("limits", Limits()), grace=None)
+        limits = options.get("limits") or Limits()
+        if limits.accepts == Limits().accepts:
+            limits = dataclasses.replace(
+                limits, accepts=None
+            )  # a test's crowd is no storm, unless it says so
+        options["limits"] = limits if parks else dataclasses.replace(limits, grace=None)
         hub: Hub[Any] = Hub(
             broker=broker or MemoryBroker(self.backend), clock=self.clock, random=random.Random(1), **options
         )

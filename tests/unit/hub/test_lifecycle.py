@@ -14,7 +14,7 @@ from rtkit import Context, Grant, History, Hub, Identity, Limits, NotRunning, an
 from rtkit.brokers import MemoryBackend, MemoryBroker
 from rtkit.errors import BrokerUnavailable, WrongLoop, WrongProcess
 from rtkit.testing.clock import ManualClock
-from rtkit.transports import Handshake, HttpRequest, Refused
+from rtkit.transports import Handshake, Refused
 from tests.support.rawclient import RawClient
 from tests.unit.hub.brokers import FaultyBroker
 from tests.unit.hub.conftest import World
@@ -243,38 +243,6 @@ async def test_no_connection_restarts_a_hub_that_is_closing(world: World) -> Non
     client.pipe.lose()
     await closing
     assert not hub.statistics().running
-
-
-async def test_no_connection_starts_a_hub_that_was_closed(world: World) -> None:
-    """L1, api 10: what a server lets through while it closes itself would otherwise leave a hub behind. Found by
-    simulation (seed 2001744)."""
-    hub = roomy(world)
-    await world.join(hub, "ann")
-    await hub.aclose()
-    await hub.ensure_running()
-    with pytest.raises(Refused):
-        hub.admit(Handshake())
-    answer: Any = await hub.answer(HttpRequest("POST", "sse", Handshake("/rt/sse"), b'{"id":1,"connect":{}}'))
-    assert answer.status == 503
-    assert hub._readiness() is not None
-    assert not hub.statistics().running
-    async with hub:
-        await hub.ensure_running()
-        hub.admit(Handshake())
-    await hub.aclose()
-
-
-def test_in_another_loop_the_first_connection_starts_it_again() -> None:
-    """api 10: as where each test has a loop of its own."""
-    hub: Hub[Any] = Hub(authenticate=anonymous)
-
-    async def run(*, lazily: bool) -> None:
-        await (hub.ensure_running() if lazily else hub.start())
-        assert hub.statistics().running
-        await hub.aclose()
-
-    for lazily in (False, True, True):
-        asyncio.run(run(lazily=lazily))
 
 
 # -- starting -----------------------------------------------------------------------------------------

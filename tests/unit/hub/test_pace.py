@@ -40,8 +40,8 @@ async def test_it_begins_with_what_a_slow_core_carries(world: World) -> None:
 
 
 async def test_while_the_loop_is_on_time_and_more_would_come_it_rises(world: World) -> None:
-    hub = await open_hub(world, Rate(1000, burst=100))
-    assert come(hub, 500) == 100
+    hub = await open_hub(world, Rate(1000, burst=120))
+    assert come(hub, 500) == 120
     assert rate(hub) == FIRST, "nothing is known yet"
     await world.clock.advance(LOOK)
     assert rate(hub) == pytest.approx(1.05 * FIRST)
@@ -80,7 +80,7 @@ async def test_a_little_late_is_not_late(world: World) -> None:
 
 
 async def test_what_was_found_is_kept_and_nobody_looks_at_an_idle_loop(world: World) -> None:
-    hub = await open_hub(world, Rate(1000, burst=100))
+    hub = await open_hub(world, Rate(1000, burst=120))
     assert come(hub, 50) == 50
     await world.clock.advance(REST)
     assert rate(hub) == FIRST, "nobody was turned away"

@@ -200,8 +200,10 @@ async def test_who_cannot_be_asked_about_is_taken_out(world: World, errors: Any,
     permission.answer = answer
     await world.advance(60 + 31)
     [push] = client.pushes_of("r:a", "unsubscribe")
-    assert push == {"code": 2501, "reason": "permission could not be renewed"}
-    assert errors()
+    hangs = isinstance(answer, asyncio.Event)
+    reason = "authorizing took too long" if hangs else "permission could not be renewed"
+    assert push == {"code": 2501, "reason": reason}
+    assert bool(errors()) is not hangs, "a fault of the application's, of which somebody has to hear"
     assert "inside" not in client.text
     permission.answer = Grant()
     await client.call("subscribe", channel="r:a")

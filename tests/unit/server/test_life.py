@@ -25,7 +25,7 @@ from rtkit.testing.clock import ManualClock
 from tests.support.hosts import CERTIFICATE, client_context
 from tests.unit.hosting.scripted import Acceptor
 from tests.unit.hosting.sockets import CLOSE, TEXT, masked
-from tests.unit.server.world import ServerWorld, get, shake
+from tests.unit.server.world import ServerWorld, get, post, shake
 
 Make = Callable[..., Awaitable[ServerWorld]]
 
@@ -425,6 +425,20 @@ async def test_a_draining_server_lets_requests_end_and_takes_no_more(make: Make)
     assert busy.answer().status == 101, "it had asked before"
     assert closing.done()
     assert busy.gone, "and the hub, whose it was to close, has left it"
+    await closing
+
+
+async def test_a_request_that_comes_as_the_server_ends_does_not_start_the_hub_again(make: Make) -> None:
+    """L1: the hub has been closed by then. Found by simulation (seed 2001744)."""
+    world = await make()
+    client = await world.ask(post()[:-2])
+    closing = asyncio.ensure_future(world.server.aclose())
+    client.say(b"\r\n")
+    await world.settle()
+    answer = client.answer()
+    assert answer.status == 503
+    assert "retry-after" in answer.headers
+    assert world.acceptor.started == 0
     await closing
 
 
