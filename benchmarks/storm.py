@@ -1,6 +1,6 @@
 """A node dies: when are its clients back, what does that cost, and what do the survivor's own clients feel? (K4, F2)
 
-    ./dev bench storm [--clients 5000] [--sdks 50] [--rooms 50] [--accepts 150] [--mix 90 5 5] [--members 100]
+    ./dev bench storm [--clients 5000] [--sdks 50] [--rooms 50] [--accepts N] [--mix 90 5 5] [--members 100]
 
 Nodes A and B on one Redis, each in a process of its own, on our own server. On A a crowd by hand, over WebSockets,
 event streams and polls, and SDKs, each in one of 50 rooms with history, in which somebody goes on publishing. On B
