@@ -66,19 +66,25 @@ def test_presence_is_the_truth_again_after_a_failover_that_lost_writes(comes: bo
     assert simulate(program, seed=1) == (there, there)
 
 
+async def left_before_a_failover(sim: Simulation) -> tuple[Hub[None], Hub[None]]:
+    """Ann was the last in the room on her node, and is back with what the broker has failed over to; Bob is on the
+    other."""
+    server = BrokerServer(sim, sim.machine("broker"))
+    one, two = await boot(sim, server, "one"), await boot(sim, server, "two")
+    sim.machine("ann").spawn(stay(sim, "ann", "one", 6))
+    sim.machine("bob").spawn(stay(sim, "bob", "two", 1000))
+    await sim.sleep(5)
+    snapshot = server.snapshot()
+    await sim.sleep(5)
+    server.fail_over(snapshot)
+    return one, two
+
+
 def test_who_left_as_the_last_of_its_node_does_not_come_back_with_a_failover() -> None:
     """Of such a room the node knows nothing any more that could tell it (seed 1300030)."""
 
     async def program(sim: Simulation) -> Sequence[Any]:
-        server = BrokerServer(sim, sim.machine("broker"))
-        one, two = await boot(sim, server, "one"), await boot(sim, server, "two")
-
-        sim.machine("ann").spawn(stay(sim, "ann", "one", 6))
-        sim.machine("bob").spawn(stay(sim, "bob", "two", 1000))
-        await sim.sleep(5)
-        snapshot = server.snapshot()
-        await sim.sleep(5)
-        server.fail_over(snapshot)
+        one, two = await left_before_a_failover(sim)
         await sim.sleep(1)
         # The node begins the room anew, and sees no difference.
         sim.machine("cyd").spawn(stay(sim, "cyd", "one", 1000))
@@ -92,15 +98,7 @@ def test_who_looks_in_after_a_failover_does_not_take_the_room_out_of_the_index()
     """It was begun anew, and empty again before anybody had looked what lies there (seed 2001523)."""
 
     async def program(sim: Simulation) -> Sequence[Any]:
-        server = BrokerServer(sim, sim.machine("broker"))
-        one, two = await boot(sim, server, "one"), await boot(sim, server, "two")
-
-        sim.machine("ann").spawn(stay(sim, "ann", "one", 6))
-        sim.machine("bob").spawn(stay(sim, "bob", "two", 1000))
-        await sim.sleep(5)
-        snapshot = server.snapshot()
-        await sim.sleep(5)
-        server.fail_over(snapshot)
+        one, two = await left_before_a_failover(sim)
         sim.machine("cyd").spawn(stay(sim, "cyd", "one", 1))
         await sim.sleep(300)
         return await users(one), await users(two)

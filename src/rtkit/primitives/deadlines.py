@@ -103,9 +103,8 @@ class _Heap:
         Rounding would have it otherwise, and who then finds that its time has not come sets the same moment again.
         """
         own = when - self.shift
-        while own + self.shift < when:
-            own = math.nextafter(own, math.inf)
-        return own
+        # Rounded to the nearest, it is off by half a step at the most.
+        return own if own + self.shift >= when else math.nextafter(own, math.inf)
 
     def forget(self, deadline: Deadline) -> None:
         deadline._number = _NOT_QUEUED
