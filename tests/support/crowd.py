@@ -32,6 +32,14 @@ class _Peer(Peer):
         return got.payload.decode()
 
 
+class _TurnedAway(Exception):
+    """A WebSocket that was not let in: it is accepted first, or a browser could not be told when to come back."""
+
+    def __init__(self, goodbye: dict[str, Any]) -> None:
+        super().__init__(goodbye)
+        self.window = goodbye["rt"]["min"], goodbye["rt"]["max"]
+
+
 class Traveller:
     """One client, in the rooms *log* (which it checks) and *others*.
 
@@ -86,6 +94,9 @@ class Traveller:
                 if refused.response.status != 503:
                     self.faults.append(f"refused with {refused.response}")
                 self._window = (1.0, 2.0)
+            except _TurnedAway as turned:
+                self.turned_away += 1
+                self._window = turned.window
             except (Ended, ConnectionError, TimeoutError):
                 if self._code:
                     self.goodbyes.append((loop.time(), self._code, self._window))
@@ -104,7 +115,13 @@ class Traveller:
 
     async def _stay(self, peer: Units, port: int) -> None:
         hello = {"v": 1, "resume": self._resume} if self._resume else {"v": 1}
-        result = await peer.call("connect", token=self.user, rt=hello)
+        try:
+            result = await peer.call("connect", token=self.user, rt=hello)
+        except Ended:
+            for push in peer.pushes:
+                if "disconnect" in push and "rt" in push["disconnect"]:
+                    raise _TurnedAway(push["disconnect"]) from None
+            raise
         if "error" in result:
             raise ConnectionError(result["error"])
         if not isinstance(peer, Peer):

@@ -654,15 +654,20 @@ class Connection:
         self.closing = True
         self.clear = False
         self.engine.counters.add("closes", str(code))
-        if window is not None and self.rt and self.lost_with is None:
-            self.outbox.put(dumps(Reply(push=Push(disconnect=Disconnect(code, reason, window)))))
         if self.lost_with is None:
             self._corked = False
-            units = self.outbox.take(self.engine.limits.outbox) if self.outbox else []
+            units: list[bytes] = []
+            # What a peer that does not read has not been sent by now, it will not be. (Over long-poll, what waits to
+            # be fetched holds nobody up.)
+            if self.outbox and (
+                self.transport.buffered < self.engine.high_water or self.transport.kind == "poll"
+            ):
+                units = self.outbox.take(self.engine.limits.outbox)
             if self._freight is not None:
                 units = [unit for unit in units if unit]  # no fences; what is large stays behind
-            # Over long-poll, what waits to be fetched holds nobody up, and goes with the goodbye.
-            if units and (self.transport.buffered == 0 or self.transport.kind == "poll"):
+            if window is not None and self.rt:
+                units.append(dumps(Reply(push=Push(disconnect=Disconnect(code, reason, window)))))
+            if units:
                 self._count(units)
                 self.transport.send(units)
             self.transport.close(code, reason)

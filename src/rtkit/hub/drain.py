@@ -21,9 +21,9 @@ The rules:
   go when these are answered, or last: what is called here shall not have to be called again elsewhere.
 - Sessions are handed over only where there is another node that could take them. A node that is alone ends them as
   their connections close, as a hub always did.
-- Where they are, the drain waits for them as long as they were told, and :data:`_LATE` more; and when one was taken
-  up lately, :data:`_SETTLED` more, in which its client says on the other node which rooms it is in. Only then may this
-  node's lease go, upon which others take away what it still has in the broker.
+- Where they are, the drain waits for them as long as they were told, and :data:`_LATE` more, and again after each that
+  was taken up. When the last was taken up lately, :data:`_SETTLED` more, in which its client says on the other node
+  which rooms it is in. Only then may this node's lease go, upon which others take away what it still has in the broker.
 - Everything is bounded by one deadline. Then connections are dropped, and sessions end.
 """
 
@@ -221,9 +221,12 @@ class Drain:
     async def _hand_over(self) -> None:
         """Wait until other nodes have taken the parked sessions up, and end those that nobody has."""
         engine = self._engine
-        until = self._back_by + _LATE
-        while engine.sessions and (now := engine.clock.monotonic()) < min(until, self._until):
-            await self._pause(min(now + _TICK, until))
+        while engine.sessions:
+            # While they come, more will: other nodes let in only so many at once.
+            until = max(self._back_by, engine.parking.handed_over_at) + _LATE
+            if (now := engine.clock.monotonic()) >= min(until, self._until):
+                break
+            await self._pause(now + _TICK)
         settled = engine.parking.handed_over_at + _SETTLED
         while (now := engine.clock.monotonic()) < min(settled, self._until):
             await self._pause(settled)

@@ -115,6 +115,26 @@ async def test_all_at_once(world: World, how: str) -> None:
     assert {window(client) for client in clients} == {(0.0, 1.0)}
 
 
+@pytest.mark.parametrize("how", ["something is being written", "the peer does not read"])
+async def test_who_is_being_written_to_is_told_as_well(world: World, how: str) -> None:
+    """The socket of a client has something in it when its moment comes, and be it what was published just now."""
+    hub = roomy(world)
+    client = await world.join(hub, "ann", "r:a")
+    if how == "the peer does not read":
+        client.pipe.choke()
+    client.pipe.stall()
+    for n in range(3):
+        await hub.publish("r:a", n)
+    await world.settle()
+    assert client.pipe.buffered
+    await hub.drain()
+    client.pipe.drain()
+    await client.settle()
+    assert client.pipe.closed == (3001, "draining")
+    assert window(client) == (0.0, 1.0)
+    assert client.data_of("r:a") == ([0, 1, 2] if how == "something is being written" else [])
+
+
 async def test_what_the_closes_cannot_spread_the_windows_do(world: World) -> None:
     """A deadline shorter than the spread: all are told in time, and come back as evenly as they would have."""
     hub = roomy(world)
@@ -386,6 +406,24 @@ async def test_who_is_not_taken_up_in_time_ends(world: World, diary: Diary) -> N
     await world.clock.advance(0.15)
     assert sorted(diary.read()) == ["ann ends: draining", "ann leaves room:a"]
     assert drain.done()
+
+
+async def test_while_they_come_it_waits_for_more(world: World, diary: Diary) -> None:
+    """Other nodes let in only so many at once: who was turned away there comes seconds after its window."""
+    hub, other = diary.hub(world, limits=Limits(drain_timeout=20)), diary.hub(world, "B: ")
+    await other.start()
+    tokens = [(await come(world, hub))[1]["rt"]["resume"] for _ in range(5)]
+    drain = draining(hub)
+    await world.settle()
+    for token in tokens[:-1]:
+        await world.clock.advance(2.9)
+        _, again = await come(world, other, token=token)
+        assert again["rt"]["resumed"]
+    await world.clock.advance(2.9)
+    assert not drain.done()
+    await world.clock.advance(0.2)
+    assert drain.done()
+    assert "ann ends: draining" in diary.read()
 
 
 async def test_alone_it_waits_for_nobody(world: World, diary: Diary) -> None:

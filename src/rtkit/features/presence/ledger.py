@@ -520,7 +520,8 @@ class Ledger:
         if sure and there.epoch in ("", room.epoch):
             room.indexed = ""
             return True
-        if was_in:
+        # Not of an earlier life: its index is for those who reap it, and is not to come back behind them.
+        if was_in or room.indexed == self.life:
             await self._broker.put(index_of(room.indexed), room.name, b"", ttl=KEPT)
         room.looked = lives.epoch
         room.suspect = True

@@ -331,6 +331,31 @@ async def test_a_failover_between_the_last_revision_and_the_index(world: World, 
     assert await hub.room("chat:a").presence() == []
 
 
+async def test_a_room_that_was_taken_out_of_the_index_is_put_back_while_nobody_knows(world: World) -> None:
+    """The broker fails between the two questions. Should the node die now, others would not look there."""
+    hub, broker = node(world)
+    bob = await world.join(hub, "bob", "chat:a")
+    await world.advance(15)
+    before = copy.deepcopy(world.backend._state)
+    gate = broker.hold("positions")
+    await bob.call("unsubscribe", channel="chat:a")
+    broker.errors["positions"] = [BrokerUnavailable("just this once")]
+    gate.set()
+    await world.settle()
+    index = f"presence-rooms:{life_of(hub.node_id, hub.engine.lease.incarnation)}"
+    assert not world.backend.entries(index)
+    for key in (KEY, LIVES):
+        world.backend._state[key] = before[key]
+        world.backend._state[key].epoch = "another"
+    gate = broker.hold("revision")
+    await world.advance(2)
+    assert set(world.backend.entries(index)) == {"chat:a"}
+    gate.set()
+    await world.advance(2)
+    assert not stored(world)
+    assert not world.backend.entries(index)
+
+
 async def test_who_comes_and_goes_while_the_broker_is_away(world: World) -> None:
     (one, _), (two, second) = node(world), node(world)
     ann, _ = await watching(world, one, "ann")
