@@ -91,6 +91,7 @@ class Parking:
         #: Nodes that had sessions which are ours, and could not be asked what they were in, as the broker was away.
         self._unasked: dict[str, str] = {}
         self.handed_over_at = -math.inf
+        self._left: dict[str, Session[Any]] = {}  # that ended because this node does
         """When another node took a session up last, by the clock."""
         engine.relay.obey["let go"] = self._let_go
 
@@ -248,7 +249,9 @@ class Parking:
         """Another node has taken the session up."""
         session = self._engine.sessions.get(request.client)
         if session is None:
-            return Answered(status=410)
+            if (left := self._left.pop(request.client, None)) is None:
+                return Answered(status=410)
+            return Answered(status=200, removed=dict(left.removed or {}), stale=left.stale)
         if session.generation >= request.number:
             return Answered(status=409)  # it came back here meanwhile, by a newer claim
         removed, stale = dict(session.removed or {}), session.stale
@@ -404,9 +407,13 @@ class Parking:
                 self._engine.departed(member)
 
     def end_all(self, reason: str) -> None:
-        """The hub closes: nobody comes back here."""
+        """The hub closes: nobody comes back here.
+
+        Who does elsewhere has left all rooms, and is nobody new: it would not be either if this node had died.
+        """
         for session in list(self._engine.sessions.values()):
             if session.connection is None:
+                self._left[session.id] = session
                 self.end(session, reason)
 
 

@@ -426,6 +426,24 @@ async def test_while_they_come_it_waits_for_more(world: World, diary: Diary) -> 
     assert "ann ends: draining" in diary.read()
 
 
+async def test_who_comes_when_all_is_over_is_nobody_new(world: World, diary: Diary) -> None:
+    """As if the node had died: it has left its rooms, and what it was told and not told goes with it (C4)."""
+    hub, other = diary.hub(world), diary.hub(world, "B: ")
+    await other.start()
+    ann, told = await come(world, hub)
+    await ann.call("subscribe", channel="room:a")
+    drain = draining(hub)
+    await world.clock.advance(5)
+    assert drain.done()
+    assert "ann leaves room:a" in diary.read()
+    ann, again = await come(world, other, token=told["rt"]["resume"])
+    assert again["rt"]["resumed"]
+    assert again["client"] == told["client"]
+    assert ann.pipe.closed is None
+    await world.advance(60)
+    assert not [line for line in diary.read() if "leaves" in line]
+
+
 async def test_alone_it_waits_for_nobody(world: World, diary: Diary) -> None:
     """Nobody could take them up: sessions end as their connections close."""
     hub = diary.hub(world)
