@@ -339,4 +339,5 @@ async def test_two_thousand_clients_go_elsewhere(server: str) -> None:
     assert not story.leaves
     spread = COUNT / FIRST
     assert story.seconds < spread + Limits().drain_timeout + 2
-    assert story.busiest() < 2 * COUNT * 0.1 / max(spread, 1)
+    # By lot: of 20 that are even, the busiest of two thousand tenths has 40 now and then. All at once it would be 200.
+    assert story.busiest() < 3 * COUNT * 0.1 / max(spread, 1)

@@ -93,7 +93,8 @@ class Traveller:
                 self.turned_away += 1
                 if refused.response.status != 503:
                     self.faults.append(f"refused with {refused.response}")
-                self._window = (1.0, 2.0)
+                later = float(refused.response.headers.get("retry-after", "1"))
+                self._window = (later, 1.5 * later)
             except _TurnedAway as turned:
                 self.turned_away += 1
                 self._window = turned.window
