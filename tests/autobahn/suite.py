@@ -54,6 +54,8 @@ _PACKAGES: Final = (
     "Werkzeug==1.0.1",
     "zope.interface==4.6.0",
 )
+#: Makes the suite's masks and looks at its UTF-8 a hundred times faster, where there is a C compiler.
+_FASTER: Final = "wsaccel==0.6.2"
 
 #: `zope` is a namespace, and only a site folder makes it whole; unittest2 is wanted by a mode that is not used.
 _RUN: Final = """\
@@ -176,7 +178,7 @@ def find_suite() -> Suite:
     python = _python()
     if python is None:
         pytest.skip("no Python 2.7, in which Autobahn's test suite runs (pyenv install 2.7.18)")
-    text = "\n".join((python, *_PACKAGES))
+    text = "\n".join((python, *_PACKAGES, _FASTER))
     cache = Path(sys.prefix) / "autobahn"
     folder = cache / hashlib.sha256(text.encode()).hexdigest()[:12]
     if not folder.is_dir():
@@ -193,9 +195,17 @@ def find_suite() -> Suite:
 
 
 def _install(python: str, folder: Path) -> None:
-    command = [python, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *_PACKAGES]
+    done = _pip(python, folder, *_PACKAGES)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if "WARNING" not in line and line.strip()]
+        pytest.skip(f"Autobahn's test suite cannot be installed: {(said or ['pip says nothing'])[-1][:200]}")
+    _pip(python, folder, _FASTER)  # it does without as well
+
+
+def _pip(python: str, folder: Path, *packages: str) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *packages]
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -205,9 +215,6 @@ def _install(python: str, folder: Path) -> None:
         )
     except subprocess.TimeoutExpired:
         pytest.skip(f"Autobahn's test suite could not be installed within {_INSTALLING:.0f} s")
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "WARNING" not in line and line.strip()]
-        pytest.skip(f"Autobahn's test suite cannot be installed: {(said or ['pip says nothing'])[-1][:200]}")
 
 
 def _python() -> str | None:
