@@ -258,11 +258,14 @@ class Record:
         delivered = sum(len(member.ids) for member in self.members)
         back = Counter(kind for member in self.members for kind, _, _ in member.items)
         told = ", ".join(f"{n} {reason}" for reason, n in sorted(gaps.items())) or "none"
-        return (
+        line = (
             f"acknowledged {outcomes['acknowledged']}, unknown {outcomes['unknown']}, failed {outcomes['failed']},"
-            f" delivered {delivered} to {len(self.members)} members, gaps: {told}, recovered {back['recovered']},"
-            f" not {back['unrecovered']}"
+            f" delivered {delivered} to {len(self.members)} members, gaps: {told}"
         )
+        # Only members by hand are told so; the SDKs' are told gaps, or nothing.
+        if back["recovered"] or back["unrecovered"]:
+            line += f", recovered {back['recovered']}, not {back['unrecovered']}"
+        return line
 
     # -- the proof ---------------------------------------------------------------------------------
 
