@@ -59,6 +59,7 @@ BOUNDED: Final = {
     "Table._cache": 10_000,
     # Of what nodes asked each other the last answers are kept, for who asks again; likewise what a revocation closed.
     "Relay._done": 256,
+    "Relay._silent": 3,  # nodes that died; looked through when the next one is asked
     # Publications of which it is measured how long they take, and that were lost, or are of a room that is empty now.
     "Underway._began": 256,
     "Answered": 256,

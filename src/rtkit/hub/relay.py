@@ -207,13 +207,19 @@ class Relay:
 
     def silent(self, node: str) -> bool:
         """Whether it let the last question go unanswered, and nothing was heard of it since: it may be dead."""
+        self._forget()
         return node in self._silent
 
     def _keeps_silent(self, node: str) -> None:
+        self._forget()
+        self._silent.pop(node, None)
+        self._silent[node] = self._engine.clock.monotonic()
+
+    def _forget(self) -> None:
+        """A node that is dead is never heard of again; nor is it asked again, once its lease is over."""
         now = self._engine.clock.monotonic()
-        # A node that is dead is never heard of again; nor is it asked again, once its lease is over.
-        self._silent = {name: since for name, since in self._silent.items() if now - since < _FORGET}
-        self._silent[node] = now
+        while self._silent and now - self._silent[oldest := next(iter(self._silent))] >= _FORGET:
+            del self._silent[oldest]
 
     async def ask_all(self, request: Ask, *, patience: float = PATIENCE, tries: int = 2) -> Everybody:
         """Have all nodes do something, this one too. What they do has to be plain: nobody may answer *later*.

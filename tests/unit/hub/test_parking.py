@@ -440,6 +440,8 @@ async def test_a_node_that_has_died_is_waited_for_once(world: World, diary: Diar
     assert not other.engine.relay.silent(hub.node_id)
     hub.engine.deliver = lambda *_: None  # type: ignore[method-assign]
     assert await takes(*tokens[2]) == pytest.approx(1.0, abs=0.15)
+    await world.advance(61)
+    assert not other.engine.relay.silent(hub.node_id), "nothing is remembered for ever"
 
 
 async def test_the_broker_away_means_later(world: World, diary: Diary) -> None:
