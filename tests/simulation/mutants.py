@@ -159,7 +159,7 @@ def missed_notices_stay_missed(patch: pytest.MonkeyPatch) -> None:
 
 MUTANTS = [
     Mutant("resume off by one", resume_off_by_one, 1, frozenset({"behind"})),
-    Mutant("no dedupe", no_dedupe, 12, frozenset({"twice"})),
+    Mutant("no dedupe", no_dedupe, 16, frozenset({"twice"})),
     Mutant("repair off", repair_off, 1, frozenset({"behind"})),
     Mutant("presence reaper off", reaper_off, 6, frozenset({"left over"})),
     Mutant("outbox without bound", outbox_without_bound, 10, frozenset({"outbox"})),

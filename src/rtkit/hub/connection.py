@@ -37,7 +37,7 @@ from ..wire import (
 from .assembly import Assembly
 from .commands import handle, methods_of
 from .greeting import refresh
-from .large import FENCE, Freight, breathe
+from .large import FENCE, Freight, Parcel, breathe
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -78,6 +78,7 @@ class Connection:
         "_dirty",
         "_expiry_deadline",
         "_freight",
+        "_last_large",
         "_last_words",
         "_moved",
         "_overdrawn",
@@ -88,6 +89,7 @@ class Connection:
         "_replies_leave",
         "_said_bye",
         "_untaken",
+        "_void",
         "clear",
         "closing",
         "engine",
@@ -120,6 +122,7 @@ class Connection:
         self.outbox = Outbox(limit=limits.outbox, reserve=limits.reserve)
         self.lagging: dict[Member, None] = {}
         self._freight: Freight | None = None  # while something large leaves (T8)
+        self._last_large = 0  # the id of the large unit that was begun last
         self._afloat = 0  # bytes of it that the transport holds, in one frame
         self._replies_leave: asyncio.Future[None] | None = None
         self._assembly: Assembly | None = None  # since something large came in
@@ -128,6 +131,7 @@ class Connection:
         self._paused = False
         self._dirty = False
         self._corked = False
+        self._void = False
         self._refreshing = False
         self._said_bye = False
         self._last_words: Deadline | None = None  # of one who is gone
@@ -402,9 +406,9 @@ class Connection:
     def _begin(self, lane: Any, unit: bytes, *, push: bool) -> None:
         """Have a large unit leave, once all that is queued by now has."""
         if self._freight is None:
-            engine, limits = self.engine, self.engine.limits
+            limits = self.engine.limits
             self._freight = Freight(
-                engine.parcel,
+                self._parcel,
                 small=self.small,
                 whole=not self.rt,
                 limit=limits.outbox,
@@ -415,11 +419,20 @@ class Connection:
         if fenced:
             self._requeue([FENCE])
 
+    def _parcel(self, unit: bytes) -> Parcel:
+        """The one that others send too, if its id is new to this client: it may have left the room and come back."""
+        parcel = self.engine.parcel(unit, after=self._last_large)
+        self._last_large = parcel.of
+        return parcel
+
     def _requeue(self, units: list[bytes]) -> None:
         """Put into the outbox what had to wait beside it, and was counted there."""
         waiting = self._freight.waiting if self._freight is not None else 0
         for unit in units:
-            if not self.outbox.put(unit, outside=self._outside + waiting):
+            # A fence always finds its place: it is no more than a note of ours, one for each large unit, and to close
+            # here would change a room's members while it goes through them.
+            outside = self._outside + waiting if unit else -self.outbox.size
+            if not self.outbox.put(unit, outside=outside):
                 self.close(codes.SLOW_CONSUMER, "slow consumer")
                 return
 
@@ -432,13 +445,13 @@ class Connection:
             return False
         freight, outside = self._freight, self._outside
         if freight is not None and lane is not None and freight.holds(lane):
-            taken = freight.hold_control(lane, unit, outside=outside + self.outbox.size)
+            most = self.engine.limits.large
+            taken = freight.hold_control(lane, unit, outside=outside + self.outbox.size, most=most)
         elif len(unit) > self.small:
             # Who asks for large answers and does not read them has exceeded even what is outside of the outbox.
             taken = freight is None or freight.replies <= self.engine.limits.large
             if taken:
                 self._begin(lane, unit, push=False)
-                taken = not self.closing
         else:
             taken = self.outbox.put(unit, outside=outside if freight is None else outside + freight.waiting)
         if not taken:
@@ -480,6 +493,12 @@ class Connection:
         """Hold everything back, so that the reply to connect comes before what its rooms push."""
         self._corked = True
         self.clear = False
+
+    def void(self) -> None:
+        """What was held back is not to be sent: its session does not come about. What comes now, is."""
+        self.outbox.clear()
+        self._freight = None
+        self._void = True
 
     def uncork(self, first: bytes) -> None:
         """Send *first*, then what was held back."""
@@ -649,12 +668,14 @@ class Connection:
         """Send what is queued, say why, and end. Idempotent."""
         if self.closing:
             return
+        self.closing = True  # so that what overflows now does not close it with another code
+        self.clear = False
         if self.session is not None and not self._corked:
             self.engine.settle(self.session)
-        self.closing = True
-        self.clear = False
         self.engine.counters.add("closes", str(code))
         if self.lost_with is None:
+            if self._corked and not self._void:
+                self.void()  # nobody was told of that session: what its rooms push would come before it
             self._corked = False
             units: list[bytes] = []
             # What a peer that does not read has not been sent by now, it will not be. (Over long-poll, what waits to
@@ -671,7 +692,8 @@ class Connection:
                 self._count(units)
                 self.transport.send(units)
             self.transport.close(code, reason)
-        bye = code == codes.WS_NORMAL or codes.is_terminal(code)
+        said_bye = self._said_bye and self.lost_with is not None
+        bye = code == codes.WS_NORMAL or codes.is_terminal(code) or said_bye
         self._let_go(code, reason, None if bye else window.max if window is not None else 0.0)
         if self.lost_with is not None:
             self.engine.dropped(self)

@@ -188,7 +188,10 @@ class Control:
             if passing.user == user and len(passing.missed) < _NOTED:
                 passing.missed.append(request)
         act, number = self._acts[request.do], 0
-        for session in list(self._engine.users.get(user, ())):
+        sessions = list(self._engine.users.get(user, ()))
+        if request.do in ("close", "refresh"):
+            sessions += self._engine.parking.left(user)
+        for session in sessions:
             if request.client in ("", session.id) and act(session, request):
                 number += 1
         return Answered(status=200, number=number)

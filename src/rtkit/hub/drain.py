@@ -166,7 +166,7 @@ class Drain:
         if engine.limits.grace is None or not engine.sessions:
             return False
         try:
-            async with timeout(engine.clock, _LOOK):
+            async with timeout(engine.clock, max(0.0, min(_LOOK, self._until - engine.clock.monotonic()))):
                 holders = await engine.lease.incarnations(fresh=True)
         except TimeoutError:
             return False
@@ -200,6 +200,8 @@ class Drain:
                 await self._pause(min(now + _TICK, self._last_close))
 
     def _close_unless_busy(self, connection: Connection, moment: float, now: float, *, over: bool) -> bool:
+        if connection.lost_with is not None and not connection.closing:
+            return False  # somebody's last words, who is gone; they have a bound of their own
         if connection.busy and not over:
             self._busy.append((connection, moment))
             return False

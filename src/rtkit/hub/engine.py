@@ -260,10 +260,13 @@ class Engine:
             self._flushing = True
             self.loop.call_soon(self._flush)
 
-    def parcel(self, unit: bytes) -> Parcel:
-        """The large unit as a parcel: the one that others send already, if it is the same buffer."""
+    def parcel(self, unit: bytes, *, after: int = 0) -> Parcel:
+        """The large unit as a parcel: the one that others send already, if it is the same buffer.
+
+        :param after: the last id that the connection has used. It uses none twice, so that only a later one will do.
+        """
         found = self._parcels.get(id(unit))  # which is nobody else's: the parcel keeps the unit alive
-        if found is None:
+        if found is None or found.of <= after:
             self._large_units += 1
             found = self._parcels[id(unit)] = Parcel(unit, self._large_units)
         return found
@@ -293,16 +296,7 @@ class Engine:
         self._published = 0
         alone = len(self._pending) == 1
         while self._pending:
-            room = next(iter(self._pending))
-            try:
-                room.settle(alone=alone)
-            except Exception as error:
-                # A bug below. Who got what is unknown: let them all come back, and recover (H3).
-                logger.exception("room %r: fan-out failed", room.name, exc_info=error)
-                self.settled(room)
-                for member in list(room.live):
-                    if member.session.connection is not None:
-                        member.session.connection.close(codes.INTERNAL_CLOSE, "internal error")
+            next(iter(self._pending)).settle(alone=alone)
         connections, self._dirty = self._dirty, []
         for connection in connections:
             if not connection.closing:
@@ -403,9 +397,19 @@ class Engine:
 
     async def started(self, session: Session[Any]) -> None:
         """Run the application's ``on_session_start``."""
-        async with timeout(self.clock, self.limits.handler_timeout):
-            for hook in self.hub.start_hooks:
-                await self.lag.watch(hook, hook(self._context(session)))
+        while (earlier := session.starting) is not None and not earlier.done():
+            await asyncio.wait((earlier,))  # it runs for a connection that the session has left meanwhile
+        if session.ended or (earlier is not None and earlier.result()):
+            return
+        session.starting = starting = self.loop.create_future()
+        done = False
+        try:
+            async with timeout(self.clock, self.limits.handler_timeout):
+                for hook in self.hub.start_hooks:
+                    await self.lag.watch(hook, hook(self._context(session)))
+            done = True
+        finally:
+            starting.set_result(done)
 
     def dropped(self, connection: Connection) -> None:
         """The host has let go of the transport."""
@@ -425,19 +429,19 @@ class Engine:
         """
         if session.connection is not connection:
             return  # it has another one
-        if (
+        may_return = (
             window is not None
             and connection.rt
             and connection.transport.kind != "events"  # nobody comes back to a session there, but to a place
             and (session.established or session.resumed)
-            and self.parks
             and self.limits.grace is not None
-        ):
-            self.parking.park(session, reason, window=window)
+        )
+        if may_return and self.parks:
+            self.parking.park(session, reason, window=window or 0.0)
             return
         for member in list(session.rooms.values()):
             self.leave(member)
-        self.parking.end(session, reason)
+        self.parking.end(session, reason, left=may_return)
 
     def end(self, session: Session[Any], reason: str, *, elsewhere: bool = False) -> None:
         """A session is over on this node.
@@ -460,6 +464,10 @@ class Engine:
             self.work(self._run_end_hooks, session, reason)
 
     async def _run_end_hooks(self, session: Session[Any], reason: str) -> None:
+        if session.starting is None:
+            return  # the application has not heard of it
+        while not session.starting.done():
+            await asyncio.wait((session.starting,))
         for hook in self.hub.end_hooks:
             try:
                 async with timeout(self.clock, self.limits.handler_timeout):
@@ -611,9 +619,15 @@ class Engine:
         """Begin a new epoch in a room's stream, and have every node notice."""
         topic = topic_of(name)
         position = await self.stream.clear(topic)
-        if (room := self.rooms.get(name)) is not None:
+        room = self.rooms.get(name)
+        if room is not None:
             room.forget_reads()
-        await self.control.check_everywhere(name)
+        try:
+            await self.control.check_everywhere(name)
+        except Unavailable:
+            if room is not None:
+                room.interrupted()  # it is cleared all the same; others see that at the next comparison (H4)
+            raise
         return position
 
     async def read_history(

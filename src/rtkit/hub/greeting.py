@@ -80,7 +80,7 @@ async def connect(connection: Connection, command: Command) -> None:
     try:
         result = await _begin(connection, identity, body)
     except Reject as error:
-        connection.outbox.clear()  # nothing of a session that does not come about
+        connection.void()  # nothing of a session that does not come about
         connection.error(command.id, error.code, error.message, retry_after=error.retry_after)
         if error.retry_after is not None:
             connection.close(codes.TRY_LATER, "try again later")
@@ -88,12 +88,12 @@ async def connect(connection: Connection, command: Command) -> None:
             connection.close(codes.NOT_PERMITTED_CLOSE, "not permitted")
     except Unavailable as error:
         logger.warning("%s", error)
-        connection.outbox.clear()
+        connection.void()
         connection.error(command.id, codes.INTERNAL, "the broker is not available", retry_after=1.0)
         connection.close(codes.INTERNAL_CLOSE, "the broker is not available")
     except Exception as error:
         logger.exception("a session could not start", exc_info=error)
-        connection.outbox.clear()
+        connection.void()
         connection.error(command.id, codes.INTERNAL, "internal error")
         connection.close(codes.INTERNAL_CLOSE, "internal error")
     else:
@@ -115,6 +115,8 @@ async def _begin(connection: Connection, identity: Identity[Any], body: Connect)
         if taken is None or taken.client not in engine.sessions:
             seat.take()
         if engine.revocations.holds(identity.user):  # since it was authenticated
+            if taken is not None:
+                engine.begin(connection, identity, taken)  # it is nowhere else any more: it ends here
             connection.close(codes.REVOKED, "revoked")
             return None
         session = engine.begin(connection, identity, taken)
@@ -125,6 +127,9 @@ async def _begin(connection: Connection, identity: Identity[Any], body: Connect)
         connection.close(codes.REPLACED, "replaced by a newer connection")
         return None
     passing.arrived(session)
+    for name in list(session.parked):
+        if engine.revocations.holds(identity.user, name):  # since it was let go there
+            engine.control.remove(session, name, codes.UNSUBSCRIBED, "banned")
     if connection.closing:
         return None
     connection.cork()

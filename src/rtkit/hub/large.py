@@ -72,6 +72,11 @@ class Parcel:
         """The whole."""
         return self._cut.unit
 
+    @property
+    def of(self) -> int:
+        """Its id on the wire."""
+        return self._cut.of
+
     def chunk(self, n: int) -> Batch:
         """Chunk *n*."""
         found = self._batches.get(n)
@@ -143,7 +148,8 @@ class Freight:
             Hashable, Outbox | None
         ] = {}  # of each lane that is held; None before anything waits
         self._lag: set[Hashable] = set()
-        self._answers: dict[int, bytes] = {}  # large replies among what is held, by identity
+        # Large replies that are held, by the identity of the notes that stand for them.
+        self._answers: dict[int, tuple[bytes, bytes]] = {}
         self.replies = 0
         """Bytes of large replies that have not left."""
 
@@ -197,13 +203,21 @@ class Freight:
             return _OVERFLOW if policy == "close" else _DROPPED
         return own.push(lane, unit, policy, key=key, mark=mark, outside=outside + self.waiting - own.size)
 
-    def hold_control(self, lane: Hashable, unit: bytes, *, outside: int) -> bool:
-        """Have a control push wait in its lane; False when not even the reserve has room."""
-        own = self._own(lane)
-        if not own.put(unit, outside=outside + self.waiting - own.size):
+    def hold_control(self, lane: Hashable, unit: bytes, *, outside: int, most: int) -> bool:
+        """Have a control push wait in its lane; False when not even the reserve has room.
+
+        :param most: bytes of large replies beyond which there is no more. In the lane a note stands for each.
+        """
+        large = len(unit) > self._small
+        if large and self.replies > most:
             return False
-        if len(unit) > self._small:
-            self._answers[id(unit)] = unit
+        own = self._own(lane)
+        note = b"answer %d" % self.replies if large else unit
+        if not own.put(note, outside=outside + self.waiting - own.size):
+            return False
+        if large:
+            self._answers[id(note)] = note, unit
+            self.replies += len(unit)
         return True
 
     def _own(self, lane: Hashable) -> Outbox:
@@ -266,8 +280,12 @@ class Freight:
         own = self._behind.get(lane)
         while own:
             [unit] = own.take(1)
+            answer = self._answers.pop(id(unit), None)
+            if answer is not None:
+                unit = answer[1]
+                self.replies -= len(unit)  # begun, it counts again
             if len(unit) > self._small:
-                self.begin(lane, unit, push=self._answers.pop(id(unit), None) is None, fenced=True)
+                self.begin(lane, unit, push=answer is None, fenced=True)
                 units.append(FENCE)
                 return
             units.append(unit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -148,12 +148,16 @@ class LocalRoom:
             self.repair_soon()
 
     def _deliver(self, entry: Entry) -> None:
-        if self._rereads.size and self.feed is not None and self.feed.cursor is not None:
-            self._rereads.delivered(self.feed.cursor.epoch, entry)
-        for member in self.outside:
-            if member.outside is not None:
-                member.outside.offer(entry)
-        self._fan_out(self.open_entry(entry), entry.offset)
+        """Hand on what the feed's cursor has passed: nobody will look for it again, so this does not fail."""
+        try:
+            if self._rereads.size and self.feed is not None and self.feed.cursor is not None:
+                self._rereads.delivered(self.feed.cursor.epoch, entry)
+            for member in self.outside:
+                if member.outside is not None:
+                    member.outside.offer(entry)
+            self._fan_out(self.open_entry(entry), entry.offset)
+        except Exception as error:
+            self._lost_track((*self.live, *self.outside), error)
 
     def open_entry(self, entry: Entry) -> Envelope:
         """The message in a stream's entry. Foreign bytes become ``null``: their offset must not go missing."""
@@ -189,7 +193,7 @@ class LocalRoom:
 
         Whoever has nothing queued gets it at once, from a form that all share. Who has goes through the outbox,
         where the room's policy acts. Called at the end of the turn, and before anything that must not overtake it, or
-        that changes who is live.
+        that changes who is live. It does not fail, whoever calls it: the cursor has moved on already.
 
         :param alone: no other room waits for the end of this turn; else a member of several rooms goes through the
             outbox, so that all it gets leaves in one write.
@@ -197,42 +201,52 @@ class LocalRoom:
         pending = self._pending
         if not pending:
             return
+        size, self._pending_bytes = self._pending_bytes, 0
+        self._pending = []
+        self.engine.settled(self)
+        try:
+            self._settle(pending, size, alone)
+        except Exception as error:
+            self._lost_track(self.live, error)
+
+    def _settle(self, pending: Sequence[Prepared], size: int, alone: bool) -> None:
         policy = self.family.rooms.overflow
         # What conflates, or is larger than any outbox, is for the outbox to judge.
         direct = len(pending) == 1 or policy != "latest_per_key"
-        direct = direct and self._pending_bytes < self.engine.limits.outbox
+        direct = direct and size < self.engine.limits.outbox
         aside = False  # to foreign members alone
-        if self._pending_bytes > self.engine.small_rt:
+        if size > self.engine.small_rt:
             # What is too large to go whole does not go past the outbox either (T8).
             largest = max(each.size for each in pending)
             if largest > self.engine.small_rt:
                 direct, aside = False, direct and largest <= self.engine.small
-        self._pending = []
-        self._pending_bytes = 0
-        self.engine.settled(self)
         base: Batch | None = None
         rt: Batch | None = None
         written = written_rt = 0
         spilled: list[tuple[Member, Any, int]] = []
-        for member in self.live:
+        unserved: dict[Member, Exception] = {}
+        for member in tuple(self.live):  # whoever is closed meanwhile leaves
             session = member.session
             connection = session.connection
             if connection is None:
                 continue
-            if direct and connection.clear and (alone or len(session.rooms) == 1):
-                if connection.rt:
-                    batch = rt = rt or Batch([each.unit(True) for each in pending])
-                    written_rt += 1
-                else:
-                    batch = base = base or Batch([each.unit(False) for each in pending])
+            try:
+                if direct and connection.clear and (alone or len(session.rooms) == 1):
+                    if connection.rt:
+                        batch = rt = rt or Batch([each.unit(True) for each in pending])
+                        written_rt += 1
+                    else:
+                        batch = base = base or Batch([each.unit(False) for each in pending])
+                        written += 1
+                    connection.clear = connection.transport.send_batch(batch)
+                elif aside and not connection.rt and connection.clear and (alone or len(session.rooms) == 1):
+                    base = base or Batch([each.unit(False) for each in pending])
+                    connection.clear = connection.transport.send_batch(base)
                     written += 1
-                connection.clear = connection.transport.send_batch(batch)
-            elif aside and not connection.rt and connection.clear and (alone or len(session.rooms) == 1):
-                base = base or Batch([each.unit(False) for each in pending])
-                connection.clear = connection.transport.send_batch(base)
-                written += 1
-            else:
-                self._queue(member, connection, pending, policy, spilled)
+                else:
+                    self._queue(member, connection, pending, policy, spilled)
+            except Exception as error:
+                unserved[member] = error
         count = len(pending)
         self.engine.counters.add("deliveries", amount=count * len(self.live))
         self.engine.counters.add("units_sent", amount=count * (written + written_rt))
@@ -243,6 +257,20 @@ class LocalRoom:
             self._measure()
         for member, spill, offset in spilled:
             self._spilled(member, spill, offset)
+        if unserved:
+            self._lost_track(unserved, next(iter(unserved.values())))
+
+    def _lost_track(self, members: Iterable[Member], error: Exception) -> None:
+        """A bug below. What these got is unknown, and the feed is past it: let them come back, and recover (H3)."""
+        members = tuple(members)
+        logger.exception("room %r: fan-out failed for %d members", self.name, len(members), exc_info=error)
+        for member in members:
+            connection = member.session.connection
+            if connection is not None:
+                try:
+                    connection.close(codes.INTERNAL_CLOSE, "internal error")
+                except Exception as another:
+                    logger.exception("%r could not be closed", connection, exc_info=another)
 
     def _measure(self) -> None:
         """What the turn brought has been handed out."""
@@ -322,12 +350,17 @@ class LocalRoom:
         )
         unit = dumps(Reply(push=Push(channel=self.name, signal=body)))
         key = (envelope.user, envelope.client, envelope.event)
-        for member in self.live:
+        for member in tuple(self.live):
             connection = member.session.connection
             if connection is None or not connection.rt or member.session.id == envelope.skip:
                 continue
             # Signals are the first to go, and only the newest of each sender and kind counts (D5).
-            spill = connection.push((self.name, "signal"), unit, "latest_per_key", key=key, minor=True)
+            lane = (self.name, "signal")
+            try:
+                spill = connection.push(lane, unit, "latest_per_key", key=key, minor=True)
+            except Exception as error:
+                self._lost_track((member,), error)
+                continue
             if spill is not None and (spill.overflow or spill.dropped_count):
                 self.engine.counters.add("drops", "signal")
 
@@ -362,7 +395,8 @@ class LocalRoom:
         backoff = Backoff(minimum=0.1, maximum=5.0, random=engine.random)
         self._hurry = asyncio.Event()
         try:
-            while self.live or self.outside:
+            # Not before a new subscription is through either: then the first page judges (H2).
+            while self.subscribed and (self.live or self.outside):
                 self._hurry.clear()
                 try:
                     async with engine.repairs:
@@ -408,6 +442,15 @@ class LocalRoom:
 
     def _hand_out(self, moved: Moved) -> None:
         """What a page taught the feed: to live members the gap, or the new epoch, then the entries."""
+        try:
+            self._jump(moved)
+        except Exception as error:
+            self._lost_track((*self.live, *self.outside), error)
+        for entry in moved.entries:
+            self._deliver(entry)
+
+    def _jump(self, moved: Moved) -> None:
+        """The feed goes on elsewhere, or in a new epoch, if it does."""
         if moved.start is not None:
             self.settle()
             for member in self.outside:
@@ -419,8 +462,6 @@ class LocalRoom:
             self._rereads.forget()
             for kind in self.family.rooms.features:
                 self.engine.features[kind].renewed(self)
-        for entry in moved.entries:
-            self._deliver(entry)
 
     def _tell(self, member: Member, gap: Gap | None, start: Position) -> None:
         """Tell one member what it cannot get, or else where its stream goes on in a new epoch (H3, H10)."""
@@ -531,7 +572,9 @@ class LocalRoom:
         for entry in entries:
             if connection is None or member.left:
                 return False
-            unit = self._unit(entry, catch, connection)
+            # Kept until it is pushed: a large one is shared only while somebody has its parcel.
+            parcel = self._parcel(entry, catch, connection)
+            unit = parcel.unit if parcel is not None else self._unit(entry, connection)
             spill = connection.push(self.name, unit, "recover", mark=entry.offset)
             if spill is None or spill.queued:
                 continue
@@ -544,18 +587,21 @@ class LocalRoom:
             return False
         return True
 
-    def _unit(self, entry: Entry, catch: CatchUp, connection: Connection) -> bytes:
-        """An entry as the push that one member gets. A large one is shared with others who lag (D3)."""
+    def _unit(self, entry: Entry, connection: Connection) -> bytes:
+        """An entry as the push that one member gets."""
+        return Prepared(self.name, self.open_entry(entry), entry.offset).unit(connection.rt)
+
+    def _parcel(self, entry: Entry, catch: CatchUp, connection: Connection) -> Parcel | None:
+        """The same of a large one, shared with others who lag (D3); None for one that is not."""
         if len(entry.payload) <= connection.small or catch.position is None:
-            return Prepared(self.name, self.open_entry(entry), entry.offset).unit(connection.rt)
+            return None
         if self._large is None:
             self._large = WeakValueDictionary()
         place = (catch.position.epoch, entry.offset, connection.rt)
         parcel = self._large.get(place)
         if parcel is None:
-            unit = Prepared(self.name, self.open_entry(entry), entry.offset).unit(connection.rt)
-            parcel = self._large[place] = self.engine.parcel(unit)
-        return parcel.unit
+            parcel = self._large[place] = self.engine.parcel(self._unit(entry, connection))
+        return parcel
 
     def __repr__(self) -> str:
         return f"<LocalRoom {self.name!r}: {len(self.live)} live, {len(self.outside)} outside>"

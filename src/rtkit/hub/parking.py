@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,12 +26,13 @@ import msgspec
 
 from .. import codes
 from ..brokers.base import keeps_state
-from ..errors import BadUnit, Unavailable
+from ..errors import BadUnit, Unavailable, UnknownRoom
 from ..identity import Grant, Identity
 from ..primitives.clocks import sleep, timeout
 from .local import LocalRoom, Member
-from .relay import Answered, Ask
-from .resume import Claim, Owner, OwnerHead, may_take_up, read_token, write_token
+from .relay import Answered, Ask, Obeyed
+from .resume import Claim, Owner, OwnerHead, may_take_up, write_token
+from .secret import Secret
 from .session import Session
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ logger = logging.getLogger("rtkit.hub")
 
 #: Seconds a resume token is good for; a connection that lasted longer cannot be taken up after it.
 TOKEN_LIFE: Final = 24 * 3600.0
-#: Seconds the secret that the broker holds is kept, from the last time a hub asked for it.
-_SECRET_LIFE: Final = 30 * 24 * 3600.0
 _TRIES: Final = 3
 #: Ended sessions to be forgotten, at the most, while the broker is away; of more it forgets by itself, in a day.
 _VOID: Final = 10_000
@@ -84,14 +82,16 @@ class Parking:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._secret: bytes | None = engine.hub.secret
+        self._secret = Secret(engine)
         self._void: dict[str, None] = {}  # sessions that have ended, and whose owner the broker still keeps
         self._forgetting = False
         self._taking: dict[str, asyncio.Future[None]] = {}  # sessions that are just being taken up, by client
         #: Nodes that had sessions which are ours, and could not be asked what they were in, as the broker was away.
         self._unasked: dict[str, str] = {}
-        self.handed_over_at = -math.inf
+        #: What the nodes that took sessions up were answered, each with the number of its question.
+        self._given: dict[str, tuple[str, int, Answered]] = {}
         self._left: dict[str, Session[Any]] = {}  # that ended because this node does
+        self.handed_over_at = -math.inf
         """When another node took a session up last, by the clock."""
         engine.relay.obey["let go"] = self._let_go
 
@@ -102,7 +102,7 @@ class Parking:
         if self._engine.limits.grace is None:
             return ""
         try:
-            secret = await self._find_secret()
+            secret = await self._secret.find()
         except Unavailable as error:
             logger.warning("no resume token: %s", error)
             return ""
@@ -110,19 +110,6 @@ class Parking:
         expires_at = int(self._engine.clock.time() + TOKEN_LIFE)
         claim = Claim(session.id, session.identity.user, self._engine.node_id, session.generation, expires_at)
         return write_token(secret, claim, version=self._engine.versions.writes)
-
-    async def _find_secret(self) -> bytes:
-        """The hub's, else one that the broker holds for all nodes, else one for this run."""
-        if self._secret is None:
-            broker = self._engine.broker
-            found = secrets.token_bytes(32)
-            if keeps_state(broker) and not await broker.put(
-                "secret", "resume", found, ttl=_SECRET_LIFE, expected=None
-            ):
-                found = (await broker.entries("secret")).get("resume", found)
-                await broker.renew("secret", ["resume"], ttl=_SECRET_LIFE)
-            self._secret = bytes(found)
-        return self._secret
 
     # -- taking up ---------------------------------------------------------------------------------
 
@@ -133,8 +120,7 @@ class Parking:
         """
         if not token or self._engine.limits.grace is None:
             return None
-        secret, reads = await self._find_secret(), self._engine.versions.reads
-        claim = read_token(secret, token, now=self._engine.clock.time(), reads=reads)
+        claim = await self._secret.read(token)
         if claim is None or claim.user != identity.user:
             return None
         while (earlier := self._taking.get(claim.client)) is not None:
@@ -164,9 +150,7 @@ class Parking:
         else:
             # The session is ours already; the other node may only say what it was in, or that it had ended.
             request = Ask(do="let go", client=claim.client, number=owner.generation)
-            self._unasked[claim.client] = node
-            if len(self._unasked) > _UNASKED:
-                del self._unasked[next(iter(self._unasked))]
+            self._note_unasked(claim.client, node)
             # Of a node that died with thousands of sessions one second is lost once, not by each of them (K4).
             patience = 0.0 if self._engine.relay.silent(node) else _PATIENCE
             answered = await self._engine.relay.ask(node, request, patience=patience, tries=1)
@@ -187,8 +171,7 @@ class Parking:
         """
         if not token or self._engine.limits.grace is None:
             return False
-        secret, reads = await self._find_secret(), self._engine.versions.reads
-        claim = read_token(secret, token, now=self._engine.clock.time(), reads=reads)
+        claim = await self._secret.read(token)
         return claim is not None and claim.user == identity.user and claim.client in self._engine.sessions
 
     async def _claim(self, claim: Claim) -> Owner | None:
@@ -212,9 +195,18 @@ class Parking:
             if generation is None:
                 return None
             mine = _encode(Owner(self._engine.versions.writes, generation, self._engine.node_id))
+            node = claim.node if found is None else found.node
+            if node != self._engine.node_id:
+                self._note_unasked(claim.client, node)  # it may be done although it fails
             if await broker.put(key, "owner", mine, ttl=TOKEN_LIFE, expected=before):
-                return Owner(1, generation, claim.node if found is None else found.node)
+                return Owner(1, generation, node)
         return None
+
+    def _note_unasked(self, client: str, node: str) -> None:
+        """Have it known whom to ask, however this claim ends."""
+        self._unasked[client] = node
+        if len(self._unasked) > _UNASKED:
+            del self._unasked[next(iter(self._unasked))]
 
     def _read_owner(self, stored: bytes) -> Owner:
         """What the broker keeps of a session.
@@ -245,19 +237,53 @@ class Parking:
             if self._read_owner(stored).node == self._engine.node_id:
                 await broker.remove(_key(client), "owner", expected=stored)
 
-    def _let_go(self, request: Ask) -> Answered:
+    def _let_go(self, request: Ask) -> Obeyed:
         """Another node has taken the session up."""
         session = self._engine.sessions.get(request.client)
         if session is None:
-            if (left := self._left.pop(request.client, None)) is None:
+            if (taking := self._taking.get(request.client)) is not None:
+                return self._let_go_later(
+                    request, taking
+                )  # it is on its way here: a newer claim overtook that
+            if (left := self._left.pop(request.client, None)) is not None:
+                answer = Answered(status=200, removed=dict(left.removed or {}), stale=left.stale)
+                return self._remember(request, answer)
+            node, number, given = self._given.get(request.client, ("", 0, None))
+            if given is None or node != request.node or number >= request.number:
                 return Answered(status=410)
-            return Answered(status=200, removed=dict(left.removed or {}), stale=left.stale)
+            return self._remember(request, given)  # it has not got the answer
         if session.generation >= request.number:
             return Answered(status=409)  # it came back here meanwhile, by a newer claim
         removed, stale = dict(session.removed or {}), session.stale
         session.taken_by = request.node
         self.handed_over_at = self._engine.clock.monotonic()
-        return Answered(status=200, rooms=self._hand_over(session), removed=removed, stale=stale)
+        answer = Answered(status=200, rooms=self._hand_over(session), removed=removed, stale=stale)
+        return self._remember(request, answer)
+
+    def _remember(self, request: Ask, answer: Answered) -> Answered:
+        """Bear to be asked twice: whoever does not hear the answer claims anew. Returns it."""
+        self._given[request.client] = request.node, request.number, msgspec.structs.replace(answer)
+        if len(self._given) > _UNASKED:
+            del self._given[next(iter(self._given))]
+        return answer
+
+    def _let_go_later(self, request: Ask, taking: asyncio.Future[None]) -> asyncio.Future[Answered]:
+        """As soon as it is here, or is not coming."""
+        later: asyncio.Future[Answered] = self._engine.loop.create_future()
+
+        def again(_: object) -> None:
+            if later.done():
+                return
+            following = self._taking.get(request.client)
+            if following is not None and request.client not in self._engine.sessions:
+                following.add_done_callback(again)
+                return
+            answer = self._let_go(request)
+            assert isinstance(answer, Answered)
+            later.set_result(answer)
+
+        taking.add_done_callback(again)
+        return later
 
     def _hand_over(self, session: Session[Any]) -> list[str]:
         """Forget a session that goes on elsewhere; returns the rooms it is in, as others see it."""
@@ -298,7 +324,10 @@ class Parking:
             session.removed = {**(session.removed or {}), **taken.removed}
         for name in taken.rooms:
             if name not in session.parked:
-                family, params = engine.lookup(name)
+                try:
+                    family, params = engine.lookup(name)
+                except UnknownRoom:
+                    continue  # of another release's; its entries there are that node's, which takes them away
                 member = Member(session, LocalRoom(engine, name, family, params), Grant(), server_side=False)
                 member.left = member.entered = True
                 session.parked[name] = member
@@ -362,8 +391,15 @@ class Parking:
         self.depart(session)
         self._engine.end(session, session.park_reason)
 
-    def end(self, session: Session[Any], reason: str) -> None:
-        """End a session that is parked, before its time."""
+    def end(self, session: Session[Any], reason: str, *, left: bool = False) -> None:
+        """End a session that is parked, before its time.
+
+        :param left: it is this node that leaves: who comes back to it elsewhere is nobody new.
+        """
+        if left:
+            self._left[session.id] = session
+        else:
+            self._left.pop(session.id, None)
         session.park_reason = reason
         self._detach(session)
         self._end(session)
@@ -413,8 +449,11 @@ class Parking:
         """
         for session in list(self._engine.sessions.values()):
             if session.connection is None:
-                self._left[session.id] = session
-                self.end(session, reason)
+                self.end(session, reason, left=True)
+
+    def left(self, user: str) -> list[Session[Any]]:
+        """A user's sessions that have ended because this node does."""
+        return [session for session in self._left.values() if session.identity.user == user]
 
 
 def _key(client: str) -> str:

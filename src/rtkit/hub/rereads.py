@@ -11,8 +11,9 @@ stands; what the first has read serves the others:
   thousand members in ten thousand places read as often as there are pages.
 - That an epoch is over, and that what is asked for is trimmed, is true for others as well.
 
-Nothing is kept that nobody has wanted for :data:`KEPT` seconds, nor of an epoch that is over, nor more than
-:data:`ROOM` bytes of a room and :data:`ALL` of all.
+Nothing is kept longer than :data:`KEPT` seconds, whoever wants it, because what it has may be beyond the history's
+bounds by then (H6); nor of an epoch that is over, nor more than :data:`ROOM` bytes of a room and :data:`ALL` of all.
+One entry of a room is kept however large it is: a crowd behind it would read it as often as there are members.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ALL", "KEPT", "ROOM", "Rereads", "RoomReads"]
 
-#: Seconds since somebody last wanted it.
+#: Seconds since it was read, and since somebody last wanted it.
 KEPT: Final = 10.0
 #: Bytes of one room, and of all rooms.
 ROOM: Final = 2 * 1024 * 1024
@@ -54,12 +55,14 @@ class _Run:
     """Entries that follow on each other, the first right behind *start*.
 
     :ivar top: of the stream, as far as it was seen; likewise *floor*.
+    :ivar born: when the oldest part of it was read: what it has may be beyond the history's bounds since.
     """
 
     start: int
     entries: list[Entry]
     top: int
     floor: int
+    born: float
 
     @property
     def end(self) -> int:
@@ -77,7 +80,7 @@ class RoomReads:
     :ivar used: when somebody last wanted it.
     """
 
-    __slots__ = ("_epoch", "_flight", "_over", "_owner", "_runs", "size", "used")
+    __slots__ = ("_epoch", "_flight", "_forgotten", "_over", "_owner", "_runs", "size", "used")
 
     def __init__(self, owner: Rereads) -> None:
         self._owner = owner
@@ -85,6 +88,7 @@ class RoomReads:
         self._runs: list[_Run] = []  # the one used last at the end
         self._over: dict[str, StreamPage] = {}  # epochs that are over, and the page that says so
         self._flight: asyncio.Future[None] | None = None
+        self._forgotten = 0  # times
         self.size = 0
         self.used = 0.0
 
@@ -99,6 +103,8 @@ class RoomReads:
                 run.top = max(run.top, entry.offset)
                 self._resize(_size(entry))
                 self._shorten(run)
+                self._owner.shorten()
+                return
 
     @property
     def empty(self) -> bool:
@@ -106,7 +112,8 @@ class RoomReads:
         return not (self._runs or self._over)
 
     def forget(self) -> None:
-        """What is kept is void."""
+        """What is kept is void, and so is what is being read."""
+        self._forgotten += 1
         if not self.empty:
             self._runs.clear()
             self._over.clear()
@@ -140,31 +147,42 @@ class RoomReads:
                 flight.set_result(None)  # it is there; or this one was cancelled, and the next one reads
 
     async def _ask(self, position: Position, limit: int, read: Read) -> StreamPage:
-        offset = position.offset
+        offset, forgotten = position.offset, self._forgotten
         if (more := self._below(position, limit)) > 0:
             page = await read(Position(position.epoch, offset - more), limit + more)
-            if page.epoch == position.epoch and page.lost in (None, "trimmed") and page.start <= offset:
-                self._keep(page)
+            # A page may be cut by its bytes before it comes to where this member stands: then it is of no use to it.
+            brings = page.start <= offset < page.end or page.start <= offset == page.top
+            if brings and page.epoch == position.epoch and page.lost in (None, "trimmed"):
+                if forgotten == self._forgotten:
+                    self._keep(page)
                 entries = page.entries[offset - page.start :][:limit]
                 # What is lost of the part that was read besides is nobody's loss.
                 return StreamPage(page.epoch, page.top, page.floor, offset, entries)
         page = await read(position, limit)
-        self._keep(page)
-        if page.lost == "epoch" and page.epoch != position.epoch and len(self._over) < _OVER:
-            self._over[position.epoch] = page
+        if forgotten == self._forgotten:
+            self._keep(page)
+            if page.lost == "epoch" and page.epoch != position.epoch and len(self._over) < _OVER:
+                self._over[position.epoch] = page
         return page
 
     def _below(self, position: Position, limit: int) -> int:
-        """How much more is worth reading before a place: some if it is a little before where others stand."""
+        """How much more is worth reading before a place: some if it is a little before where others stand.
+
+        As much as would be kept besides, going by the entries that are.
+        """
+        offset = position.offset
         if position.epoch != self._epoch:
             return 0
-        near = any(position.offset < run.start <= position.offset + limit for run in self._runs)
-        return min(limit // 2, position.offset) if near else 0
+        for run in self._runs:
+            if offset < run.start <= offset + limit:
+                return min(limit // 2, offset, ROOM // 2 * len(run.entries) // run.size)
+        return 0
 
     def _find(self, position: Position, limit: int) -> StreamPage | None:
         if position.epoch != self._epoch:
             return self._over.get(position.epoch)
         offset = position.offset
+        self._forget_old()
         for index in range(len(self._runs) - 1, -1, -1):
             run = self._runs[index]
             lost: GapReason | None = None
@@ -177,6 +195,15 @@ class RoomReads:
                 return StreamPage(self._epoch, run.top, run.floor, offset, entries, lost)
         return None
 
+    def _forget_old(self) -> None:
+        """However much it is wanted: history is bounded when it is read, too (H6)."""
+        since = self._owner.now() - KEPT
+        if any(run.born <= since for run in self._runs):
+            self._runs = [run for run in self._runs if run.born > since]
+            self._resize(sum(each.size for each in self._runs) - self.size)
+            if self.empty:
+                self._owner.drop(self)
+
     def _keep(self, page: StreamPage) -> None:
         """Keep what a page has shown; the beginning of it, if it is too much."""
         if page.epoch != self._epoch:
@@ -186,12 +213,13 @@ class RoomReads:
         size = 0
         for entry in page.entries:
             size += _size(entry)
-            if size > ROOM:
+            if size > ROOM and entries:
                 break
             entries.append(entry)
         if not entries:
             return
-        run = _Run(page.start, entries, page.top, page.floor)
+        self._forget_old()
+        run = _Run(page.start, entries, page.top, page.floor, self._owner.now())
         for other in tuple(self._runs):
             if other.start <= run.end and run.start <= other.end:
                 self._runs.remove(other)
@@ -208,7 +236,7 @@ class RoomReads:
             self._runs.remove(other)
             self._resize(-other.size)
         count = gone = 0
-        while self.size - gone > ROOM:
+        while self.size - gone > ROOM and count < len(run.entries) - 1:
             gone += _size(run.entries[count])
             count += 1
         if count:
@@ -228,7 +256,9 @@ def _joined(one: _Run, other: _Run) -> _Run:
     """Two runs that touch each other as one."""
     low, high = (one, other) if one.start <= other.start else (other, one)
     entries = low.entries + high.entries[max(0, low.end - high.start) :]
-    return _Run(low.start, entries, max(one.top, other.top), max(one.floor, other.floor))
+    return _Run(
+        low.start, entries, max(one.top, other.top), max(one.floor, other.floor), min(one.born, other.born)
+    )
 
 
 class Rereads:
@@ -246,6 +276,10 @@ class Rereads:
         self._rooms: dict[RoomReads, None] = {}  # the one used last at the end
         self.size = 0
 
+    def now(self) -> float:
+        """By the clock of all of this."""
+        return self._clock.monotonic()
+
     def room(self) -> RoomReads:
         """For one room; nothing is kept of it yet."""
         return RoomReads(self)
@@ -256,10 +290,14 @@ class Rereads:
         self._rooms.pop(room, None)
         if not room.empty:
             self._rooms[room] = None
-        while self.size > ALL:
-            next(iter(self._rooms)).forget()
+        self.shorten()
         if self._rooms and self._deadline is None:
             self._deadline = self._deadlines.at(room.used + KEPT, self._sweep)
+
+    def shorten(self) -> None:
+        """Forget what is too much: of the rooms that were not wanted for longest."""
+        while self.size > ALL:
+            next(iter(self._rooms)).forget()
 
     def drop(self, room: RoomReads) -> None:
         """There is nothing of it any more."""

@@ -68,6 +68,7 @@ class Session(Generic[C]):
         "resumed",
         "rooms",
         "stale",
+        "starting",
         "state",
         "taken_by",
     )
@@ -82,6 +83,8 @@ class Session(Generic[C]):
         self.resumed = False
         self.generation = 0
         self.established = False
+        # Since the application is told that it begins; in the end, whether that went well.
+        self.starting: asyncio.Future[bool] | None = None
         self.parked: dict[str, Member] = {}
         self.removed: dict[str, str] | None = None
         self.stale = False

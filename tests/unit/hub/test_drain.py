@@ -444,6 +444,79 @@ async def test_who_comes_when_all_is_over_is_nobody_new(world: World, diary: Dia
     assert not [line for line in diary.read() if "leaves" in line]
 
 
+@pytest.mark.parametrize("what", ["close", "refresh"])
+async def test_what_is_done_to_who_has_not_come_yet_is_done(world: World, diary: Diary, what: str) -> None:
+    """Between the end of the drain and that of the process."""
+    hub, other = diary.hub(world), diary.hub(world, "B: ")
+    await other.start()
+    _, told = await come(world, hub)
+    drain = draining(hub)
+    await world.clock.advance(5)
+    assert drain.done()
+    reached = await getattr(other.user("ann"), what)()
+    assert reached.sessions == 1
+    ann, again = await come(world, other, token=told["rt"]["resume"])
+    await ann.settle()
+    assert again["rt"].get("resumed", False) is (what == "refresh")
+    assert any("refresh" in push for push in ann.pushes) is (what == "refresh")
+
+
+async def test_a_node_that_starts_while_another_drains_alone_takes_over(world: World, diary: Diary) -> None:
+    """Nobody could be waited for, and here somebody is."""
+    hub, other = diary.hub(world), diary.hub(world, "B: ")
+    _, told = await come(world, hub)
+    await hub.drain()
+    await other.start()
+    _, again = await come(world, other, token=told["rt"]["resume"])
+    assert again["client"] == told["client"]
+
+
+async def test_last_words_are_carried_out_during_a_drain(world: World, diary: Diary) -> None:
+    """Who says goodbye and hangs up does not park, drain or not; what it said before is done (C3)."""
+    hub, other = diary.hub(world), diary.hub(world, "B: ")
+    await other.start()
+    go = asyncio.Event()
+
+    @hub.rpc(object, name="slow")
+    async def slow(ctx: Context[Any, Any], message: Any) -> None:
+        await go.wait()
+
+    ann, _ = await come(world, hub)
+    bob, _ = await come(world, other, "bob")
+    for client in (ann, bob):
+        await client.call("subscribe", channel="room:a")
+    ann.tell(
+        {"id": 7, "rpc": {"method": "slow", "data": 1}},
+        {"id": 8, "publish": {"channel": "room:a", "data": "last words"}},
+        {"bye": {}},
+    )
+    await ann.drop()
+    drain = draining(hub)
+    await world.settle()
+    go.set()
+    await world.settle()
+    await bob.settle()
+    assert bob.data_of("room:a") == ["last words"]
+    await world.clock.advance(0.1)
+    assert drain.done(), "nobody is waited for"
+    assert hub.statistics().sessions == 0
+
+
+async def test_a_mute_broker_does_not_make_a_drain_longer_than_it_may_take(
+    world: World, diary: Diary
+) -> None:
+    broker = FaultyBroker(world.backend)
+    hub, other = diary.hub(world, broker=broker), diary.hub(world, "B: ")
+    await other.start()
+    await come(world, hub)
+    gate = broker.hold("entries")
+    drain = draining(hub, timeout=0.25)
+    await world.settle()
+    await world.clock.advance(0.3)
+    assert drain.done()
+    gate.set()
+
+
 async def test_alone_it_waits_for_nobody(world: World, diary: Diary) -> None:
     """Nobody could take them up: sessions end as their connections close."""
     hub = diary.hub(world)

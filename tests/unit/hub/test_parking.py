@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from rtkit import Context, Grant, History, Hub, Limits
+from rtkit.brokers import MemoryBackend
 from rtkit.errors import BrokerUnavailable
+from rtkit.hub import secret
 from rtkit.hub.relay import Ask
 from tests.support.rawclient import RawClient
 
@@ -442,6 +444,132 @@ async def test_a_node_that_has_died_is_waited_for_once(world: World, diary: Diar
     assert await takes(*tokens[2]) == pytest.approx(1.0, abs=0.15)
     await world.advance(61)
     assert not other.engine.relay.silent(hub.node_id), "nothing is remembered for ever"
+
+
+async def test_a_claim_that_overtakes_another_waits_for_it(world: World, diary: Diary) -> None:
+    """Its client has given up on B, where the session is not yet, and comes to C."""
+    broker = FaultyBroker(world.backend)
+    a, b, c = diary.hub(world, "A: "), diary.hub(world, "B: ", broker=broker), diary.hub(world, "C: ")
+    await b.start()
+    await c.start()
+    ann, told = await come(world, a)
+    await ann.call("subscribe", channel="room:a")
+    await ann.drop()
+    gate = broker.hold("publish")
+    clients = [world.client(hub, rt=True) for hub in (b, c)]
+    for client in clients:
+        client.ask("connect", token="ann", rt={"v": 1, "resume": told["rt"]["resume"]})
+        await client.settle()
+    await clients[0].drop()
+    gate.set()
+    await world.settle()
+    await world.advance(1)
+    assert clients[1].reply(1)["connect"]["client"] == told["client"]
+    await world.advance(60)
+    assert [line for line in diary.read() if "leaves" in line] == ["C: ann leaves room:a"], (
+        "it did not come back to it"
+    )
+    assert c.statistics().sessions == 1
+
+
+@pytest.mark.parametrize("call", ["put", "publish"])
+async def test_what_was_done_and_nobody_knows_costs_no_session(world: World, diary: Diary, call: str) -> None:
+    """A claim, or a question to the node that has the session, whose answer is lost: the client comes again."""
+
+    class Ambiguous(FaultyBroker):
+        def __init__(self, backend: MemoryBackend) -> None:
+            super().__init__(backend)
+            self.about = ""
+
+        async def put(self, key: str, *args: Any, **options: Any) -> bool:
+            done = await super().put(key, *args, **options)
+            self.fail_once("put" if key.startswith("session:") else "")
+            return done
+
+        async def publish(self, topic: str, payload: bytes) -> None:
+            await super().publish(topic, payload)
+            self.fail_once("publish" if topic.startswith("\0node:") else "")
+
+        def fail_once(self, call: str) -> None:
+            if call and call == self.about:
+                self.about = ""
+                raise BrokerUnavailable("it was done, and the connection broke")
+
+    broker = Ambiguous(world.backend)
+    one, two = diary.hub(world, "A: "), diary.hub(world, "B: ", broker=broker)
+    await two.start()
+    ann, told = await come(world, one)
+    await ann.call("subscribe", channel="room:a")
+    await ann.drop()
+    broker.about = call
+    ann = world.client(two, rt=True)
+    ann.ask("connect", token="ann", rt={"v": 1, "resume": told["rt"]["resume"]})
+    await ann.settle()
+    assert ann.reply(1)["error"]["code"] == 100
+    ann, again = await come(world, two, token=told["rt"]["resume"])
+    assert again["client"] == told["client"]
+    assert again["rt"]["resumed"]
+    await ann.call("subscribe", channel="room:a")
+    await world.advance(60)
+    assert not [line for line in diary.read() if "leaves" in line]
+    assert (one.statistics().sessions, two.statistics().sessions) == (0, 1)
+
+
+async def test_a_room_that_another_release_had_is_none_here(world: World) -> None:
+    """A rolling deployment without that family: the session is taken up all the same."""
+    old, new = world.hub(parks=True), world.hub(parks=True)
+    for hub in (old, new):
+        hub.rooms("kept:{x}", publishes=object, grant=Grant())
+    old.rooms("gone:{x}", publishes=object, grant=Grant())
+    await new.start()
+    ann, told = await come(world, old)
+    for room in ("kept:a", "gone:a"):
+        await ann.call("subscribe", channel=room)
+    await ann.drop()
+    ann, again = await come(world, new, token=told["rt"]["resume"])
+    assert again["client"] == told["client"]
+    (session,) = new.engine.sessions.values()
+    assert list(session.parked) == ["kept:a"]
+
+
+# -- the secret -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["a month has passed", "the broker has lost it"])
+async def test_nodes_that_start_later_read_the_tokens_of_those_that_run(
+    world: World, diary: Diary, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Else everybody is somebody new at the next deployment."""
+    monkeypatch.setattr(secret, "LIFE", 60.0)  # for a month
+    hub, other = diary.hub(world, "A: "), diary.hub(world, "B: ")
+    await come(world, hub, "eve")
+    if how == "a month has passed":
+        await world.advance(61)
+    ann, told = await come(world, hub)
+    if how == "the broker has lost it":
+        for key in list(world.backend._state):
+            del world.backend._state[key]
+        await world.advance(12)
+    await ann.drop()
+    await other.start()
+    _, again = await come(world, other, token=told["rt"]["resume"])
+    assert again["client"] == told["client"]
+
+
+async def test_a_node_that_was_late_takes_the_secret_of_the_others_and_reads_its_own(
+    world: World, diary: Diary
+) -> None:
+    hub, other = diary.hub(world, "A: "), diary.hub(world, "B: ")
+    ann, told = await come(world, hub)
+    await ann.drop()
+    world.backend.put("secret", "resume", b"of another node", 60, None)
+    hub.engine.parking._secret._good_until = 0.0
+    _, newer = await come(world, hub, "eve")
+    _, again = await come(world, hub, token=told["rt"]["resume"])
+    assert again["client"] == told["client"], "signed with what it had"
+    await other.start()
+    _, again = await come(world, other, "eve", token=newer["rt"]["resume"])
+    assert again["client"] == newer["client"], "signed with what all have"
 
 
 async def test_the_broker_away_means_later(world: World, diary: Diary) -> None:
