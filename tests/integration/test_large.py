@@ -16,7 +16,7 @@ import pytest
 import rtkit
 from rtkit import Context, Credentials, Grant, Hub, Identity, Limits
 from rtkit.client import RoomClient, connect
-from rtkit.primitives import Heartbeat
+from rtkit.primitives import Heartbeat, Rate
 
 
 @dataclass
@@ -48,6 +48,15 @@ async def serving(hub: Hub[None]) -> AsyncGenerator[str]:
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_client_with_much_to_send_keeps_to_the_bytes_a_second() -> None:
+    """F1: each call is small, and all of them together are more than the hub takes at once."""
+    hub = mirrors(Limits(inbound=Rate(400_000, 200_000)))
+    async with serving(hub) as url, connect(url) as ann:
+        answers = await asyncio.gather(*(ann.call(Mirror("ab" * 5_000)) for _ in range(25)))
+        assert answers == ["ba" * 5_000] * 25
+        assert ann.statistics().connects == 1
 
 
 async def test_ten_megabytes_both_ways_while_small_messages_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,9 +235,8 @@ class Client:
         self._state_bell.ring()
         state = self.state
         if state is State.CLOSED:
-            closed = self._supervisor.closed
             for feed in list(self._messages):
-                feed.end(closed if closed is not None and closed.code != codes.WS_NORMAL else None)
+                self._end(feed)
         for callback in list(self._callbacks.values()):
             try:
                 callback(state)
@@ -416,7 +415,14 @@ class Client:
         reader = Reader(types or (object,), where="messages()")
         feed: Feed[Any] = Feed("messages", max_queue=1024)
         self._messages[feed] = reader
+        if self.state is State.CLOSED:
+            self._end(feed)
         return feed
+
+    def _end(self, feed: Feed[Any]) -> None:
+        """The client is closed: so is what it feeds, after what is queued."""
+        closed = self._supervisor.closed
+        feed.end(closed if closed is not None and closed.code != codes.WS_NORMAL else None)
 
     def _message(self, push: MessagePush) -> None:
         for feed, reader in list(self._messages.items()):
@@ -424,6 +430,10 @@ class Client:
                 data = reader.decode(push.data)
             except BadUnit as error:
                 logger.warning("a message to this session cannot be read: %s", error.message)
+                feed.dropped += 1
+                continue
+            except Exception:  # of the type's own code: it costs the message, not the connection
+                logger.exception("a message to this session cannot be read: its type failed")
                 feed.dropped += 1
                 continue
             if data is not IGNORED:

@@ -6,13 +6,14 @@ connection begins and ends. It never awaits and reads no clock: *now* is monoton
 
 What goes out, in this order: the answer to a ping; what is urgent (``connect``, ``refresh``); joins and
 leaves; commands, oldest first; what rooms say by and by, such as marks; signals. All but the first two keep to
-the rate the server named, a little below it, so that jitter on the way does not make a refusal of it. Is one
-refused nevertheless, everything is held back for as long as the server said, and goes on in its old order.
+the rate the server named, a little below it, so that jitter on the way does not make a refusal of it. Commands keep
+to the bytes a second, too, that it named; everything that is written counts. Is one refused nevertheless, everything
+is held back for as long as the server said, and goes on in its old order.
 
 A command that is larger than the server takes in one unit goes in chunks, one each time there is something
 to write, behind all the rest: a large call delays neither the answer to a ping nor another room's commands (T8).
-Commands of its own lane wait for it, and so do other large ones. Its chunks keep to the bytes a second that the
-server named; its command id is the large unit's too, so that a refusal finds its way.
+Commands of its own lane wait for it, and so do other large ones. Each of its chunks keeps to the bytes a second; its
+command id is the large unit's too, so that a refusal finds its way.
 """
 
 from __future__ import annotations
@@ -323,14 +324,17 @@ class Engine:
         splitter = self._splitter
         if splitter is None:
             return None, math.inf
-        if self._volume is not None:
-            size = min(slice_within(self._max_unit), len(splitter.cut.unit)) * 4 / 3
-            if (wait := self._volume.wait(min(size, self._surge), now)) > 0:
-                return None, now + wait
+        size = min(slice_within(self._max_unit), len(splitter.cut.unit)) * 4 / 3
+        if (wait := self._room_for(size, now)) > 0:
+            return None, now + wait
         chunk = next(splitter)
         if splitter.done:
             self._splitter = self._splitting = None
         return chunk, now
+
+    def _room_for(self, size: float, now: float) -> float:
+        """Seconds until the server takes so many bytes; for more than it ever takes at once, until it takes that."""
+        return 0.0 if self._volume is None else self._volume.wait(min(size, self._surge), now)
 
     def _next_unit(self, now: float, boot: float) -> tuple[bytes | None, float]:
         """One more unit, or when there will be one; never is infinite. An empty one now leaves in chunks."""
@@ -344,6 +348,9 @@ class Engine:
                 return None, self._signals.next_at()
         if now < self._held_until:
             return None, self._held_until
+        # Of what goes in chunks this is the first; the others follow when there is room for them.
+        if sending is not None and (wait := self._room_for(min(sending.size, self._max_unit), now)) > 0:
+            return None, now + wait
         if self._bucket is not None and (wait := self._bucket.take(1, now)) > 0:
             return None, now + wait
         if joins:

@@ -184,6 +184,7 @@ class FallbackDialer:
 
     async def _try(self, kind: _Kind, url: str, headers: Mapping[str, str], hello: bytes) -> Wire:
         if kind.cuts >= _CUTS:
+            kind.cuts = 0  # is the server to blame, or the network, this kind has to be tried again
             raise DialFailed(
                 f"{kind.name} was cut within {_SHORT:g} s, {_CUTS} times in a row", unusable=True
             )

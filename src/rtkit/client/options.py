@@ -18,8 +18,9 @@ class Policy:
 
     :param min_delay: before trying again, at the least (F3).
     :param max_delay: at the most; a window the server names wins over both.
-    :param open_timeout: for opening a pipe, and again for the answer to ``connect``. Where there is another kind of
-        pipe to fall back to, one is waited for no longer than 3 s.
+    :param open_timeout: for the token function, for opening a pipe, and again for the answer to ``connect``. Where
+        there is another kind of pipe to fall back to, one is waited for no longer than 3 s. A token function that
+        takes longer has failed, and is asked again after a delay.
     :param silence: beyond the server's ping interval without hearing anything, until it counts as gone (F4).
     :param close_timeout: for saying goodbye.
     :param resend_within: after its first writing a command may be written again; half the server's

@@ -1,7 +1,9 @@
 """Long-polling: one request after another asks for what there is, and says what has come (T4).
 
 A poll that breaks is asked again with the same acknowledgement: the server then sends the same batch again. It does
-so for as long as the server waits for it; after that the session is lost.
+so for as long as the server waits for it; after that the session is lost. One that was cut later than at once may have
+been cut by something on the way that likes short requests: when the hub says that it is ready, that is a sign of life,
+and polling goes on for as long as there is one.
 
 There are no pings: an answer without anything in it is handed on as one, so that whoever watches for silence hears
 that the server lives.
@@ -31,6 +33,10 @@ __all__ = ["PollDialer", "PollWire", "ask_ready"]
 _UNANSWERED: Final = 25.0 + 10.0
 #: Seconds after an answer in which the server waits for the next poll.
 _GONE: Final = 10.0
+#: A poll that lived this many seconds and was cut may have lived too long for something on the way.
+_LONG: Final = 2.0
+#: Seconds in which the hub has to say that it is ready.
+_READY: Final = 3.0
 _PING: Final = b"{}"
 _HEADERS: Final = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
@@ -134,7 +140,8 @@ class PollWire(HttpWire):
         headers = {"RT-Session": self._session, "Cache-Control": "no-store"}
         until = math.inf
         while True:
-            window = None
+            window, cut = None, False
+            asked = clock.monotonic()
             try:
                 async with timeout(clock, _UNANSWERED):
                     answer = await self._http.request(
@@ -145,7 +152,7 @@ class PollWire(HttpWire):
                         max_size=self._max_size,
                     )
             except HttpFailed as error:
-                problem = str(error)
+                problem, cut = str(error), True
             except TimeoutError:
                 raise WireClosed(LOST, f"a poll was not answered within {_UNANSWERED:g} s") from None
             else:
@@ -156,11 +163,23 @@ class PollWire(HttpWire):
                     raise closed
                 window = retry_window(answer.headers.get("retry-after"), clock)
                 problem = f"HTTP {answer.status}"
-            now, wait = clock.monotonic(), backoff.next(window)
+            now = clock.monotonic()
+            if cut and now - asked > _LONG and await self._is_ready():
+                self._arrived(_PING)
+                until = math.inf
+                backoff.reset()
             until = min(until, now + _GONE)
-            if now + wait > until:
+            wait = backoff.next(window)
+            if clock.monotonic() + wait > until:
                 raise WireClosed(LOST, f"polling failed for {_GONE:g} s: {problem}")
             await sleep(clock, wait)
+
+    async def _is_ready(self) -> bool:
+        try:
+            answer = await ask_ready(self._http, self._url, clock=self._clock, patience=_READY)
+        except DialFailed:
+            return False
+        return answer.status == 204
 
     def _decode(self, answer: Answer) -> _Batch:
         try:
@@ -193,7 +212,7 @@ class PollDialer:
         proxy: str | bool | None = None,
         max_size: int = 32 * 1024 * 1024,
         close_timeout: float = 2.0,
-        patience: float = 3.0,
+        patience: float = _READY,
         clock: Clock | None = None,
         random: Random | None = None,
         http: HttpMaker | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar, overload
@@ -33,6 +34,8 @@ M = TypeVar("M")
 S = TypeVar("S")
 R = TypeVar("R")
 T = TypeVar("T")
+
+logger: Final = logging.getLogger("rtkit.client")
 
 _LEAVE_TIMEOUT: Final = 5.0
 _SIGNALS: Final = 256
@@ -407,6 +410,10 @@ class RoomClient(Generic[M]):
             try:
                 data = reader.decode_event(body.event, body.data)
             except BadUnit:
+                feed.dropped += 1
+                continue
+            except Exception:  # of the type's own code: it costs the signal, not the connection
+                logger.exception("a signal cannot be read: its type failed")
                 feed.dropped += 1
                 continue
             if data is not IGNORED:

@@ -212,14 +212,20 @@ class Supervisor:
 
     async def _attempt(self) -> Ending:
         try:
-            token = await self._source.get()
+            async with timeout(self._clock, self._policy.open_timeout):
+                token = await self._source.get()
         except UsageError as error:
             return Ending(codes.BAD_TOKEN, str(error), terminal=True, cause=error)
         except ConnectionClosed as error:
             return Ending(error.code, error.reason, terminal=True, cause=error)
+        except TimeoutError as error:  # ours, or one of its own
+            logger.warning("the token function takes too long")
+            return Ending(_LOST, "the token function takes too long", cause=error)
         except Exception as error:
             logger.warning("the token function failed: %r", error)
             return Ending(_LOST, f"the token function failed: {error!r}", cause=error)
+        if self._leaving:  # the token function has closed the client, as it may
+            return Ending(_LOST, "closed")
         hello = Connect(
             token, self._data, "rtkit-python", self._version, rt=RtHello(v=1, resume=self._resume)
         )

@@ -51,6 +51,7 @@ class TokenSource:
         """The token to show now; empty for none.
 
         :raises UsageError: when the function is not an async one, or returns something else.
+        :raises RuntimeError: when the function waited for something that was cancelled.
         :raises Exception: what the function raises.
         """
         if not callable(self._token):
@@ -58,7 +59,14 @@ class TokenSource:
         coming = self._token()
         if not inspect.isawaitable(coming):
             raise UsageError(f"token= must be an async function; it returned {type(coming).__name__} instead")
-        token = await coming
+        try:
+            token = await coming
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # It was not we who were cancelled, but something that the function waited for: it has failed, no more.
+            raise RuntimeError("what the token function waited for was cancelled") from error
         if token is not None and not isinstance(token, str):
             raise UsageError(f"the token function must return a string or None, not {type(token).__name__}")
         return _utf8(token or "")

@@ -303,7 +303,7 @@ class Hub(Router[C], Generic[C]):
         return func
 
     def on_session_end(self, func: EndHook[C], /) -> EndHook[C]:
-        """Decorator: runs with (ctx, reason) after a session ended on this node."""
+        """Decorator: runs with (ctx, reason) after a session ended on this node, if its start was told."""
         self._declare(self.end_hooks, must_be_async(func, "the on_session_end hook"))
         return func
 

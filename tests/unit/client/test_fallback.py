@@ -372,6 +372,32 @@ async def test_three_cuts_in_a_row_are_a_failure() -> None:
     assert world.tried == ["sse"]
 
 
+@pytest.mark.parametrize("blame", ["slow", "no hub", "no room", "away"])
+async def test_after_three_cuts_that_it_is_not_to_blame_for_the_same_kind_is_tried_again(blame: str) -> None:
+    world = World()
+
+    async def slow() -> Answer:
+        await sleep(world.clock, 1.1)
+        return Answer(204, {})
+
+    world.ready = {
+        "slow": slow,
+        "no hub": world.answers(404),
+        "no room": world.answers(503),
+        "away": world.is_away,
+    }[blame]
+    world.websocket.result = lambda: FakeWire(b"hello", WireClosed(1006))
+    for _ in range(3):
+        wire = await world.works("websocket")
+        await wire.recv()
+        with pytest.raises(WireClosed):
+            await wire.recv()
+    await world.fails()
+    assert world.tried == ["ready"]
+    await world.works("websocket")
+    assert world.tried == ["websocket"]
+
+
 async def test_being_cut_before_the_first_word_counts_too() -> None:
     world = World()
     world.websocket.result = lambda: FakeWire(WireClosed(1006))

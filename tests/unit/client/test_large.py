@@ -143,6 +143,23 @@ def test_chunks_keep_to_the_bytes_a_second() -> None:
     assert talk.now == pytest.approx((1_000_000 * 4 / 3 - 360_000) / 90_000, rel=0.1)
 
 
+@pytest.mark.parametrize("size", [1_000, 60_000])
+def test_what_goes_whole_keeps_to_the_bytes_a_second_as_well(size: int) -> None:
+    """F1: the server counts all of them."""
+    talk = Talk(bytes=100_000.0, surge=400_000.0)
+    for n in range(1_000_000 // size):
+        talk.call(f"{n}", size)
+    sent = 0
+    while sent < 1_000_000 // size:
+        said = talk.take()
+        sent += len(said)
+        assert sent * size <= 400_000 + talk.now * 100_000
+        if not said:
+            assert talk.now < talk.again < talk.now + 1
+            talk.now = talk.again
+    assert talk.now == pytest.approx((1_000_000 - 360_000) / 90_000, rel=0.1)
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["half-way", "after the last chunk"])
 def test_a_refused_large_call_fails_and_the_next_goes_on(late: bool) -> None:
     talk = Talk()

@@ -87,18 +87,65 @@ async def test_an_answer_without_anything_is_a_sign_of_life() -> None:
 async def test_a_poll_that_breaks_is_asked_again_with_the_same_acknowledgement(fault: str) -> None:
     world = FakeWorld()
     wire = await start(world)
+    world.on = lambda r: r.endpoint == "ready" and r.fail()
     await world.pass_(20)  # a poll that was waiting for long has as much time to be asked again
     for n in range(3):
         if fault == "network":
-            world.requests[n].fail()
+            world.of("GET", "poll")[n].fail()
         else:
-            world.requests[n].reply(int(fault), retry_after="1")
+            world.of("GET", "poll")[n].reply(int(fault), retry_after="1")
         await world.pass_(2.0)
-    assert {r.query for r in world.requests} == {"ack=1"}
+    assert {r.query for r in world.of("GET", "poll")} == {"ack=1"}
     world.requests[-1].batch(2, {"a": 1})
     assert await wire.recv() == b'{"a": 1}'
     await world.pass_()
     assert world.requests[-1].query == "ack=2"
+    await finish(world, wire)
+
+
+async def test_polls_that_something_on_the_way_cuts_go_on_while_the_hub_is_ready() -> None:
+    world = FakeWorld()
+    wire = await start(world)
+    world.on = lambda r: r.endpoint == "ready" and r.reply(204)
+    for n in range(1, 13):
+        await world.pass_(5)
+        polls = world.of("GET", "poll")
+        assert [r.query for r in polls] == ["ack=1"] * n
+        polls[-1].fail()
+        assert await wire.recv() == b"{}", "a sign of life"
+    await world.pass_(1)
+    world.of("GET", "poll")[-1].batch(2, {"a": 1})
+    assert await wire.recv() == b'{"a": 1}'
+    await finish(world, wire)
+
+
+@pytest.mark.parametrize("ready", ["no answer", "503", "network"])
+async def test_polls_that_are_cut_while_the_hub_is_not_ready_end(ready: str) -> None:
+    world = FakeWorld()
+    wire = await start(world)
+    world.on = lambda r: (
+        r.endpoint == "ready" and {"503": lambda: r.reply(503), "network": r.fail}.get(ready, bool)()
+    )
+    for _ in range(5):
+        await world.pass_(5)
+        if (poll := world.of("GET", "poll")[-1]).answer.done():
+            break
+        poll.fail()
+    await world.pass_(10)
+    closed = await ending(wire)
+    assert (closed.code, "polling failed" in closed.reason) == (1006, True)
+    await finish(world, wire)
+
+
+async def test_polls_that_are_cut_at_once_ask_for_nothing_else() -> None:
+    world = FakeWorld()
+    wire = await start(world)
+    world.on = lambda r: r.fail()
+    await world.pass_(2)
+    world.requests[0].fail()
+    await world.pass_(9)
+    assert len(world.requests) > 3
+    assert {r.endpoint for r in world.requests} == {"poll"}
     await finish(world, wire)
 
 

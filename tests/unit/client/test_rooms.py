@@ -27,6 +27,14 @@ class Said:
     text: str
 
 
+@dataclass
+class Colour:
+    number: int
+
+    def __post_init__(self) -> None:
+        self.name = {1: "red"}[self.number]
+
+
 class Left(msgspec.Struct, tag="left"):
     who: str
 
@@ -749,6 +757,21 @@ async def test_signals() -> None:
                 except StopAsyncIteration:
                     break
         assert "signals" in repr(everything)
+
+
+async def test_a_signal_whose_type_fails_is_dropped_and_costs_nothing_else() -> None:
+    server = FakeServer()
+    answers(server, {})
+    async with running(server) as client:
+        room = await client.join("r")
+        signals = room.signals(Colour)
+        for n in (2, 1):
+            server.wire.push(channel="r", signal={"event": "Colour", "data": {"number": n}})
+        await server.clock.settle()
+        assert (await anext(signals)).data == Colour(1)
+        assert signals.dropped == 1
+        assert client.state == "connected"
+        assert server.wire.closed is None
 
 
 async def test_signals_that_nobody_fetches_are_bounded() -> None:

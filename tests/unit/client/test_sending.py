@@ -29,6 +29,14 @@ class Say:
     text: str
 
 
+@dataclass
+class Colour:
+    number: int
+
+    def __post_init__(self) -> None:
+        self.name = {1: "red"}[self.number]
+
+
 class Saved(msgspec.Struct):
     id: int
 
@@ -476,11 +484,28 @@ async def test_messages_to_the_session() -> None:
         server.wire.cut(3503, "over")
         with pytest.raises(ConnectionClosed, match="over"):
             await waiting
+        with pytest.raises(ConnectionClosed, match="over"):
+            await anext(client.messages())
     async with running(FakeServer()) as client:
         waiting = later(anext(client.messages()))
         await asyncio.sleep(0)
     with pytest.raises(StopAsyncIteration):
         await waiting
+    with pytest.raises(StopAsyncIteration):
+        await anext(client.messages())
+
+
+async def test_a_message_whose_type_fails_is_dropped_and_costs_nothing_else() -> None:
+    server = FakeServer()
+    async with running(server) as client:
+        messages = client.messages(Colour)
+        for n in (2, 1):
+            server.wire.push(message={"data": {"event": "Colour", "data": {"number": n}}})
+        await server.clock.settle()
+        assert await anext(messages) == Colour(1)
+        assert messages.dropped == 1
+        assert client.state == "connected"
+        assert server.wire.closed is None
 
 
 async def test_statistics_and_repr() -> None:

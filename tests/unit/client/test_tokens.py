@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rtkit.client import Client
 from rtkit.errors import ConnectionClosed
 from tests.unit.client.fakes import Error, FakeServer, running
 
@@ -89,6 +90,81 @@ async def test_a_function_that_fails_is_asked_again() -> None:
         assert "away" in client.statistics().last_failure
         await server.pass_(1)
         assert client.state == "connected"
+
+
+async def test_a_function_whose_work_was_cancelled_has_failed_and_is_asked_again() -> None:
+    """Another part of the application may give up on what they share: the client was not meant."""
+    server, tokens = FakeServer(), Tokens()
+    tokens.fail = [asyncio.CancelledError()]
+    async with running(server, token=tokens, wait=False) as client:
+        await server.clock.settle()
+        assert client.state == "waiting"
+        assert "was cancelled" in client.statistics().last_failure
+        await server.pass_(1)
+        assert client.state == "connected"
+
+
+async def test_a_refresh_whose_work_was_cancelled_is_tried_again() -> None:
+    server, tokens = FakeServer(), Tokens()
+    server.hello.update(expires=True, ttl=20)
+    async with running(server, token=tokens):
+        tokens.fail = [asyncio.CancelledError()]
+        await server.pass_(18)
+        assert [refresh.token for refresh in server.wire.of("refresh")] == ["t2"]
+
+
+async def test_closing_while_the_function_works_is_no_failure_of_its() -> None:
+    server = FakeServer()
+    ended: list[BaseException] = []
+
+    async def token() -> str:
+        try:
+            await asyncio.Event().wait()
+        except BaseException as error:
+            ended.append(error)
+            raise
+        raise AssertionError
+
+    async with running(server, token=token, wait=False) as client:
+        await server.pass_(1)
+    assert [type(error) for error in ended] == [asyncio.CancelledError]
+    assert client.statistics().last_failure == ""
+
+
+async def test_a_function_that_takes_too_long_has_failed_and_is_asked_again() -> None:
+    server, tokens = FakeServer(), Tokens()
+    hangs = [True]
+
+    async def token() -> str | None:
+        if hangs.pop() if hangs else False:
+            await asyncio.Event().wait()
+        return await tokens()
+
+    async with running(server, token=token, wait=False) as client:
+        await server.pass_(9.9)
+        assert client.state == "connecting"
+        await server.pass_(0.1)
+        assert client.state == "waiting"
+        assert "too long" in client.statistics().last_failure
+        await server.pass_(1)
+        assert client.state == "connected"
+
+
+async def test_a_function_may_close_the_client_and_nothing_is_opened_then() -> None:
+    server = FakeServer()
+    clients: list[Client] = []
+
+    async def token() -> str:
+        if clients:
+            await clients[0].aclose()  # the user has logged out
+        return "t"
+
+    async with running(server, token=token) as client:
+        clients.append(client)
+        server.wire.cut()
+        await server.pass_(5)
+        assert client.state == "closed"
+        assert len(server.dials) == 1
 
 
 def not_async() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rtkit import Grant, History, Hub, Limits
+from rtkit.hub.connection import Connection
 from rtkit.transports import Batch
 from tests.support.rawclient import RawClient
 from tests.unit.hub.conftest import World
@@ -198,6 +199,69 @@ async def test_a_fault_while_handing_out_is_no_silent_loss(
     assert ann.closed == (3004, "internal error")
     assert bob.data_of("kept:b") == [2]
     assert ["fan-out failed" in record.getMessage() for record in errors()] == [True]
+
+
+@pytest.mark.parametrize("what", ["small", "many", "large", "signal"])
+async def test_a_member_that_cannot_be_handed_anything_costs_nobody_else_anything(
+    world: World, monkeypatch: pytest.MonkeyPatch, errors: Any, what: str
+) -> None:
+    """H3, L3: it alone does not know what it has. Many or large, they are handed out before the turn ends."""
+    hub = hub_of(world)
+    ann, bob, eve = [await world.join(hub, user, "kept:a") for user in ("ann", "bob", "eve")]
+    [session] = [s for s in hub.engine.sessions.values() if s.identity.user == "bob"]
+    bob.pipe.choke()
+    push = Connection.push
+
+    def broken(self: Connection, *args: Any, **options: Any) -> Any:
+        if self is session.connection:
+            raise RuntimeError("planted")
+        return push(self, *args, **options)
+
+    monkeypatch.setattr(Connection, "push", broken)
+    if what == "signal":
+        hub.room("kept:a").signal({"x": 1})
+    else:
+        now(hub, "kept:a", *["x" * (100_000 if what == "large" else 5_000)] * (20 if what == "many" else 1))
+    await world.settle()
+    assert bob.closed == (3004, "internal error")
+    assert len(ann.pushes) == len(eve.pushes) == (20 if what == "many" else 1)
+    assert ["fan-out failed for 1 members" in record.getMessage() for record in errors()] == [True]
+    await hub.publish("kept:a", "next")
+    await world.settle()
+    assert [client.data_of("kept:a")[-1] for client in (ann, eve)] == ["next", "next"]
+
+
+@pytest.mark.parametrize("where", ["settle", "spilled", "entry", "gap", "admit"])
+async def test_a_fault_below_is_never_a_silent_loss(
+    world: World, monkeypatch: pytest.MonkeyPatch, errors: Any, where: str
+) -> None:
+    """H3: whoever called, the cursor is past it; so all who may have missed it are sent away, to recover."""
+    hub = hub_of(world, outbox=100_000, max_publication=20_000)
+    ann, bob = await world.join(hub, "ann", "kept:a"), await world.join(hub, "bob", "kept:a")
+    room = hub.engine.rooms["kept:a"]
+
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("planted")
+
+    names = {"spilled": "_spilled", "entry": "open_entry", "gap": "_tell"}
+    monkeypatch.setattr(room, names.get(where, "_settle"), broken)
+    if where == "spilled":
+        bob.pipe.choke()
+    if where == "gap":
+        await hub.room("kept:a").clear()
+    elif where == "admit":
+        now(hub, "kept:a", 1)
+        hub.engine.settle(next(iter(hub.engine.sessions.values())))
+    else:
+        now(hub, "kept:a", *(["x" * 5_000] * 30 if where == "spilled" else [1]))
+    await world.settle()
+    monkeypatch.undo()
+    assert ann.closed == bob.closed == (3004, "internal error")
+    assert "planted" in str(errors()[0].exc_info)
+    eve = await world.join(hub, "eve", "kept:a")
+    now(hub, "kept:a", 2)
+    await world.settle()
+    assert eve.data_of("kept:a") == [2]
 
 
 async def _one_turn() -> None:

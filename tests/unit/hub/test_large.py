@@ -334,6 +334,109 @@ async def test_closing_lets_go_of_what_is_large(world: World) -> None:
     assert not hub.engine._parcels
 
 
+async def to_the_brim(world: World, hub: Hub[Any], client: RawClient, user: str) -> None:
+    """It asks and does not read, until there is no room for one entry more, and it has not exceeded anything."""
+    client.pipe.choke()
+    [session] = [s for s in hub.engine.sessions.values() if s.identity.user == user]
+    client.last_id = 99
+    around = len('{"id":100,"rpc":{"data":""}}')
+    most = hub.limits.outbox + hub.limits.reserve
+    while (room := most - session.statistics().queued - client.pipe.buffered) >= 64:
+        client.ask("rpc", method="give", data=min(room - 64, 50_000) - around)
+        await world.settle()
+
+
+@pytest.mark.parametrize("what", ["kept:a", "live:a", "signal"])
+async def test_one_whose_outbox_is_full_to_the_brim_harms_nobody_else(world: World, what: str) -> None:
+    """H5: there is always room for the fence of a large unit, and so nobody is closed in the middle of a fan-out."""
+    hub = hub_with(world)
+    room = "kept:a" if what == "signal" else what
+    ann, bob, eve = [await world.join(hub, user, room) for user in ("ann", "bob", "eve")]
+    await to_the_brim(world, hub, bob, "bob")
+    if what == "signal":
+        hub.room(room).signal({"x": "y" * 100_000})
+    else:
+        await hub.publish(room, "y" * 100_000)
+    await world.settle()
+    assert (ann.closed, bob.closed, eve.closed) == (None, None, None)
+    bob.pipe.drain()
+    await bob.settle()
+    for client in (ann, bob, eve):
+        assert [next(iter(set(push) - {"channel"})) for push in client.pushes] == [
+            "signal" if what == "signal" else "pub"
+        ]
+
+
+def ids_of(client: RawClient) -> list[int]:
+    """The numbers of the large units that it was sent the beginning of."""
+    units = [json.loads(unit) for frame in client.pipe.frames for unit in frame.split(b"\n")]
+    chunks = [unit["push"]["chunk"] for unit in units if "chunk" in unit.get("push", ())]
+    return [chunk["of"] for chunk in chunks if not chunk.get("n")]
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+@pytest.mark.parametrize("between", [False, True])
+async def test_who_comes_back_for_a_large_message_gets_it_again(
+    world: World, given_up: bool, between: bool
+) -> None:
+    """Though somebody slow is still being sent the same: on one connection no number is used twice."""
+    hub = hub_with(world)
+    await hub.start()
+    await hub.publish("kept:a", "small")
+    await hub.publish("kept:a", "x" * 300_000)
+    slow, ann = await world.join(hub, "slow"), await world.join(hub, "ann")
+    for client in (slow, ann):
+        client.pipe.stall()
+        client.ask("subscribe", channel="kept:a", rewind=2)
+        await world.settle()
+    ann.pipe.drain(2 if given_up else 50)  # the reply and a chunk, or all
+    await ann.settle()
+    assert ann.offsets_of("kept:a") == ([] if given_up else [2])
+    ann.forget()
+    if between:
+        ann.ask("rpc", method="give", data=300_000)
+    ann.ask("unsubscribe", channel="kept:a")
+    ann.ask("subscribe", channel="kept:a", rewind=2)
+    await world.settle()
+    ann.pipe.drain()
+    await world.settle()
+    await ann.settle()
+    assert ann.offsets_of("kept:a") == [2]
+    assert len(set(ids_of(ann))) == len(ids_of(ann)) == 2 + between
+
+
+async def test_what_many_who_lag_are_sent_is_one_buffer(world: World) -> None:
+    """D3: whoever reads it from history, and when."""
+    hub = hub_with(world)
+    await hub.start()
+    await hub.publish("kept:a", "small")
+    await hub.publish("kept:a", "x" * MIB)
+    for n in range(5):
+        slow = await world.join(hub, f"slow{n}")
+        slow.pipe.stall()
+        slow.ask("subscribe", channel="kept:a", rewind=2)
+        await world.settle()
+    assert len({id(parcel.unit) for parcel in hub.engine._parcels.values()}) == 1
+
+
+async def test_who_leaves_and_comes_back_while_a_large_answer_leaves_is_no_slow_consumer(world: World) -> None:
+    """The second answer is held behind the first, and counts as what it is: an answer (D1)."""
+    hub = hub_with(world)
+    await hub.start()
+    await hub.publish("kept:a", "x" * 2 * MIB)
+    ann = await world.join(hub, "ann")
+    ann.pipe.stall()
+    ids = []
+    for _ in range(2):
+        ids.append(ann.ask("subscribe", channel="kept:a", rewind=1))
+        ann.ask("unsubscribe", channel="kept:a")
+    await world.settle()
+    assert ann.closed is None
+    ann.pipe.drain()
+    await ann.settle()
+    assert [len(ann.reply(id)["subscribe"]["publications"]) for id in ids] == [1, 1]
+
+
 async def test_an_answer_beyond_the_limit_is_an_error(world: World) -> None:
     hub = hub_with(world, large=2 * MIB)
     ann = await world.join(hub, "ann")

@@ -325,6 +325,50 @@ async def test_a_broker_that_is_back_is_asked_at_once_and_not_by_all_at_once(
     assert 1 < most <= REPAIRS
 
 
+async def test_nothing_is_read_before_a_new_subscription_is_through(world: World) -> None:
+    """H2: a repair that was waiting for the broker would show a top, and what comes before it is heard is lost."""
+    lossy = Lossy(world)
+    await lossy.start()
+    ann = await world.join(lossy.hub, "ann", "r:a")
+    await lossy.publish(1)
+    lossy.broker.failing = {"read"}
+    lossy.broker.interrupt("room:r:a")
+    await world.settle()
+    leaving, coming = lossy.broker.hold("unsubscribe"), lossy.broker.hold("subscribe")
+    await ann.call("unsubscribe", channel="r:a")
+    bob = await world.join(lossy.hub, "bob")
+    id = bob.ask("subscribe", channel="r:a")
+    leaving.set()
+    await world.settle()
+    lossy.broker.failing = set()
+    lossy.broker.calls.clear()
+    await world.advance(6)
+    assert "read" not in lossy.broker.calls
+    await lossy.publish(1)
+    coming.set()
+    await world.settle()
+    assert bob.reply(id)["subscribe"]["offset"] == 2
+    await lossy.publish(1)
+    await world.settle()
+    assert bob.data_of("r:a") == [3]
+
+
+async def test_a_stream_that_is_cleared_though_nobody_could_be_told(world: World) -> None:
+    """H10: here it is seen as soon as the broker can be read, elsewhere at the next comparison."""
+    lossy = Lossy(world)
+    await lossy.start()
+    ann, eve = await world.join(lossy.hub, "ann", "r:a"), await world.join(lossy.other, "eve", "r:a")
+    await lossy.publish(1)
+    lossy.broker.failing = {"publish"}
+    with pytest.raises(BrokerUnavailable):
+        await lossy.hub.room("r:a").clear()
+    await world.settle()
+    assert len(ann.pushes_of("r:a", "position")) == 1
+    assert not eve.pushes_of("r:a", "position")
+    await world.advance(40)
+    assert eve.pushes_of("r:a", "position") == ann.pushes_of("r:a", "position")
+
+
 async def test_a_check_that_fails_unexpectedly_is_not_the_last(world: World, errors: Any) -> None:
     """L3: logged; the other rooms are checked, and the next round comes."""
     lossy = Lossy(world)

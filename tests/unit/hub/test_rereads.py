@@ -181,12 +181,20 @@ async def test_a_room_that_is_left_keeps_nothing(world: World) -> None:
 
 
 class Stream:
-    """A stream that is read like a broker's."""
+    """A stream that is read like a broker's.
 
-    def __init__(self, top: int, *, epoch: str = "e", floor: int = 0, size: int = 1) -> None:
+    :param size: bytes of an entry.
+    :param most: entries of a page, which a broker bounds by their bytes.
+    """
+
+    def __init__(
+        self, top: int, *, epoch: str = "e", floor: int = 0, size: int = 1, most: int = 1000
+    ) -> None:
         self.epoch, self.top, self.floor = epoch, top, floor
         self.size = size
+        self.most = most
         self.reads = 0
+        self.asked: list[tuple[int, int]] = []
         self.away = False
 
     def entry(self, offset: int) -> Entry:
@@ -194,11 +202,12 @@ class Stream:
 
     async def read(self, position: Position, limit: int) -> StreamPage:
         self.reads += 1
+        self.asked.append((position.offset, limit))
         await asyncio.sleep(0)
         if self.away:
             raise BrokerUnavailable("away")
         start, lost = locate(position, epoch=self.epoch, top=self.top, floor=self.floor)
-        entries = tuple(self.entry(each) for each in range(start + 1, min(self.top, start + limit) + 1))
+        entries = tuple(self.entry(each) for each in range(start + 1, min(self.top, start + min(limit, self.most)) + 1))
         return StreamPage(self.epoch, self.top, self.floor, start, entries, lost)
 
 
@@ -275,6 +284,92 @@ async def test_large_messages_are_kept_from_where_they_are_wanted(kept: Any) -> 
     for at in range(0, 100, 7):
         await room.read(Position("e", at), 50, stream.read)
         assert rereads.size == room.size <= ROOM
+
+
+async def test_a_page_that_is_cut_by_its_bytes_brings_its_reader_on(kept: Any) -> None:
+    """What is read below must not use up the page before it comes to where the reader stands: it would ask for ever."""
+    rereads, _ = kept
+    room, stream = rereads.room(), Stream(100, size=100_000, most=8)
+    await room.read(Position("e", 97), 50, stream.read)
+    at = 77
+    while at < 100:
+        page = await room.read(Position("e", at), 50, stream.read)
+        assert page.start == at < page.end
+        at = page.end
+    assert stream.reads <= 6
+
+
+async def test_no_more_is_read_below_than_would_be_kept(kept: Any) -> None:
+    rereads, _ = kept
+    room, stream = rereads.room(), Stream(100, size=400_000)
+    await room.read(Position("e", 90), 5, stream.read)
+    await room.read(Position("e", 87), 5, stream.read)
+    assert stream.asked == [(90, 5), (85, 7)]
+
+
+async def test_one_entry_is_kept_however_large_it_is(kept: Any) -> None:
+    rereads, _ = kept
+    room, stream = rereads.room(), Stream(3, size=ROOM + 1)
+    for at in (1, 2):
+        for _ in range(5):
+            page = await room.read(Position("e", at), 50, stream.read)
+            assert page.entries[0] == stream.entry(at + 1)
+            assert rereads.size < 2 * ROOM
+    room.delivered("e", stream.entry(4))
+    assert (await room.read(Position("e", 3), 50, stream.read)).end == 4
+    assert stream.reads == 2
+
+
+async def test_what_is_kept_is_read_again_after_a_while_however_much_it_is_wanted(kept: Any) -> None:
+    """H6: what is over by the history's bounds is shown for so many seconds at the most."""
+    rereads, clock = kept
+    room, stream = rereads.room(), Stream(2)
+    await room.read(Position("e", 0), 50, stream.read)
+    for _ in range(int(KEPT)):
+        stream.top += 1
+        stream.floor = stream.top - 1
+        room.delivered("e", stream.entry(stream.top))
+        page = await room.read(Position("e", 0), 50, stream.read)
+        assert (page.start, page.end, stream.reads) == (0, stream.top, 1)
+        await clock.advance(1)
+    page = await room.read(Position("e", 0), 50, stream.read)
+    assert (page.start, page.lost, stream.reads) == (stream.floor, "trimmed", 2)
+
+
+@pytest.mark.parametrize("epoch", ["e", "before"])
+async def test_what_was_being_read_when_the_stream_was_cleared_is_not_kept(kept: Any, epoch: str) -> None:
+    rereads, _ = kept
+    room, stream = rereads.room(), Stream(10)
+    answers = asyncio.Event()
+
+    async def slow(position: Position, limit: int) -> StreamPage:
+        page = await stream.read(position, limit)
+        await answers.wait()
+        return page
+
+    await room.read(Position("e", 9), 50, stream.read)
+    first = asyncio.ensure_future(room.read(Position(epoch, 5), 50, slow))
+    await asyncio.sleep(0.01)
+    stream.epoch, stream.top = "e+", 0
+    room.forget()
+    answers.set()
+    assert (await first).epoch == "e", "it has asked before"
+    assert room.empty
+    page = await room.read(Position(epoch, 5), 50, stream.read)
+    assert (page.epoch, page.lost, page.entries) == ("e+", "epoch", ())
+
+
+async def test_what_is_delivered_counts_as_well(kept: Any) -> None:
+    rereads, _ = kept
+    rooms = [rereads.room() for _ in range(ALL // ROOM + 10)]
+    large = Stream(3, size=ROOM // 2 - 1000)
+    for room in rooms:
+        await room.read(Position("e", 0), 50, Stream(1).read)
+        room.delivered("e", large.entry(2))
+        room.delivered("e", large.entry(3))
+        assert rereads.size <= ALL
+    assert rooms[0].empty
+    assert not rooms[-1].empty
 
 
 async def test_all_rooms_together_are_bounded(kept: Any) -> None:
