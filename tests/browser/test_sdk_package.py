@@ -26,8 +26,8 @@ PAGE = ROOT / "docs" / "reference" / "browser-sdk.md"
 PARTS = [FOLDER / "http.js", FOLDER / "chunks.js", FOLDER / "people.js"]
 
 #: Bytes minified and gzipped, at most. K3 wants 10 kB of what everybody loads: with the faces of presence, typing and
-#: receipts client.js is too large by less than 500.
-SIZES = {"client.js": 10_500, "http.js": 3_500, "chunks.js": 1_000, "people.js": 3_500}
+#: receipts, and all that keeps large messages in order, client.js is too large by less than 700 (decision 35).
+SIZES = {"client.js": 10_700, "http.js": 3_500, "chunks.js": 1_000, "people.js": 3_500}
 
 #: What the minifier depends on.
 PINS = {

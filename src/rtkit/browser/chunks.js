@@ -3,7 +3,7 @@
  * is one. Nothing for applications.
  *
  * One large unit at a time goes out, a chunk whenever the pipe has passed on what it had and the server's limit of
- * bytes a second allows it; so nothing else waits for more than two chunks. What comes in has to be begun, continued
+ * bytes a second, which it shares with all the rest, allows it; so nothing else waits for more than two chunks. What comes in has to be begun, continued
  * and ended in order; else the connection is given up, and everything is recovered over the next.
  *
  * @module
@@ -15,8 +15,6 @@ const SLICE = 48 * 1024;
 const AROUND = 96;
 /** What a unit may have. */
 const MOST = 17 * 1024 * 1024;
-/** How much of the server's limit is used: other units have bytes as well. */
-const SHARE = 0.7;
 /** Seconds until a pipe that was full is looked at again. */
 const AGAIN = 0.05;
 /** Arguments of one call. */
@@ -69,12 +67,8 @@ function add(incoming, { of, n = 0, last = false, data }) {
 
 /** Send what there is, one after the other. @param {any} link @param {string[]} outgoing @param {any} clock */
 function send(link, outgoing, clock) {
-  const { limits, unit, socket } = link;
+  const { volume, unit, socket } = link;
   const slice = Math.min(SLICE, Math.floor(((unit - AROUND) * 3) / 4));
-  const rate = limits.bytes > 0 ? limits.bytes * SHARE : Infinity;
-  const burst = limits.surge > 0 ? limits.surge * SHARE : Infinity;
-  let tokens = burst;
-  let before = clock.monotonic();
   let bytes = new Uint8Array();
   let of = 0;
   let n = 0;
@@ -87,17 +81,13 @@ function send(link, outgoing, clock) {
         bytes = new TextEncoder().encode(outgoing[0]);
         of = Number(/^\{"id":(\d+)/.exec(outgoing[0])?.[1]);
       }
-      const now = clock.monotonic();
-      tokens = rate === Infinity ? Infinity : Math.min(burst, tokens + (now - before) * rate);
-      before = now;
       const piece = bytes.subarray(n * slice, (n + 1) * slice);
-      const cost = Math.min(burst, (piece.length * 4) / 3 + AROUND);
-      const wait = socket.bufferedAmount > 2 * SLICE ? AGAIN : tokens < cost ? (cost - tokens) / rate : 0;
+      const cost = (piece.length * 4) / 3 + AROUND;
+      const wait = socket.bufferedAmount > 2 * SLICE ? AGAIN : volume(false, cost);
       if (wait) {
         timer = clock.setTimeout(go, Math.max(wait, 0.001));
         return;
       }
-      tokens -= cost;
       const last = (n + 1) * slice >= bytes.length;
       socket.send(JSON.stringify({ chunk: { of, n, last: last || undefined, data: base64(piece) } }));
       n = last ? 0 : n + 1;

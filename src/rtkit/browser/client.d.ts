@@ -269,7 +269,7 @@ export type ConnectOptions = {
      */
     maxDelay?: number;
     /**
-     * For opening a connection, and again for the answer to `connect` (10 s).
+     * For getting a token, for opening a connection, and for the answer to `connect` (10 s).
      */
     openTimeout?: number;
     /**
@@ -425,7 +425,7 @@ export type ConnectOptions = {
  * @property {any} [data] Sent with `connect`, beside the token.
  * @property {number} [minDelay] Before trying again, at the least (0.5 s).
  * @property {number} [maxDelay] And at the most (20 s); a window that the server names wins over both.
- * @property {number} [openTimeout] For opening a connection, and again for the answer to `connect` (10 s).
+ * @property {number} [openTimeout] For getting a token, for opening a connection, and for the answer to `connect` (10 s).
  * @property {number} [silence] Beyond the server's ping interval, until it counts as gone (10 s).
  * @property {number} [resendWithin] After its first writing a command may be written again (150 s).
  * @property {number} [maxOffline] Commands that may wait for an answer (1000).
@@ -565,6 +565,10 @@ export type Sending = {
      * Of its payload.
      */
     size: number;
+    /**
+     * Of all of it, at the most.
+     */
+    whole: number;
     /**
      * Written on the connection that lives now, and not answered.
      */

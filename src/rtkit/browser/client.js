@@ -191,7 +191,7 @@
  * @property {any} [data] Sent with `connect`, beside the token.
  * @property {number} [minDelay] Before trying again, at the least (0.5 s).
  * @property {number} [maxDelay] And at the most (20 s); a window that the server names wins over both.
- * @property {number} [openTimeout] For opening a connection, and again for the answer to `connect` (10 s).
+ * @property {number} [openTimeout] For getting a token, for opening a connection, and for the answer to `connect` (10 s).
  * @property {number} [silence] Beyond the server's ping interval, until it counts as gone (10 s).
  * @property {number} [resendWithin] After its first writing a command may be written again (150 s).
  * @property {number} [maxOffline] Commands that may wait for an answer (1000).
@@ -425,6 +425,9 @@ const isWellFormed = (text) => !/\p{Cs}/u.test(text);
 /** people.js, as soon as it is loaded. @type {any} */
 let people;
 
+/** And chunks.js. @type {any} */
+let chunks;
+
 async function loadPeople() {
   try {
     people ??= await import("./people.js");
@@ -599,25 +602,32 @@ function makeBackoff(minimum, maximum, random) {
   return { reset, next };
 }
 
+/** Of what is not limited there is always enough. @type {(force?: boolean | null, amount?: number) => number} */
+const unlimited = () => 0;
+
 /**
- * A token bucket: `rate` a second, at most `burst` saved up.
- * @param {number} rate
+ * A token bucket for a limit of the server's, a little below it: `rate` a second, at most `burst` saved up.
+ * @param {number} rate 0 for no limit.
  * @param {number} burst
- * @param {number} at Now.
+ * @param {() => number} clock
  */
-function makeBucket(rate, burst, at) {
-  let tokens = (burst = Math.max(1, burst));
+function makeBucket(rate, burst, clock) {
+  if (rate <= 0) return unlimited;
+  rate *= SHARE;
+  let tokens = (burst = Math.max(1, burst * SHARE));
+  let at = clock();
   /**
-   * Take one: 0. Or take none: the seconds until there is one; unless it is taken by force.
-   * @param {number} now
-   * @param {boolean} [force]
+   * Take so many: 0. Or take none: the seconds until there are; unless they are taken by force.
+   * @param {boolean | null} [force] Null takes none in any case.
+   * @param {number} [amount] Of more than can be saved up a full bucket will do.
    */
-  return (now, force) => {
+  return (force, amount = 1) => {
+    const now = clock();
     tokens = Math.min(burst, tokens + (now - at) * rate);
     at = now;
-    const wait = (1 - tokens) / rate;
+    const wait = (Math.min(amount, burst) - tokens) / rate;
     if (wait > HAIR && !force) return wait;
-    tokens -= 1;
+    if (force !== null) tokens -= amount;
     return 0;
   };
 }
@@ -966,6 +976,8 @@ class Membership {
   /** Nothing more will come. @param {Error | null} error @param {boolean} discard */
   end(error, discard) {
     this.phase = "ended";
+    this.#deaf = false;
+    this.part?.reset();
     this.error = error;
     this.retryAt = Infinity;
     if (discard) this.rebase(this.position, 0);
@@ -1118,6 +1130,7 @@ function gapOfJoin({ gap, epoch }, before, end) {
  * @property {string} lane Its room; empty for none.
  * @property {boolean} keyed Safe to write again, and of effect.
  * @property {number} size Of its payload.
+ * @property {number} whole Of all of it, at the most.
  * @property {boolean} flying Written on the connection that lives now, and not answered.
  * @property {number | null} since
  * @property {boolean} lost A connection was lost while it was in flight.
@@ -1174,8 +1187,12 @@ class Link {
   most = Infinity;
   /** As the server said them. @type {any} */
   limits = {};
-  /** @type {ReturnType<typeof makeBucket> | null} */
-  bucket = null;
+  /** What has come while chunks.js is being loaded, in its order. @type {string[] | null} */
+  held = null;
+  /** Of commands. */
+  bucket = unlimited;
+  /** Of bytes. */
+  volume = unlimited;
 }
 
 /**
@@ -1304,7 +1321,7 @@ class Engine {
 
   /** @param {State} state */
   #set(state) {
-    if (state === this.state) return;
+    if (state === this.state || this.state === "closed") return;
     this.state = state;
     this.events.emit("state", state);
   }
@@ -1365,6 +1382,7 @@ class Engine {
     /** @type {any} */ let token;
     /** @type {any} */ let http;
     this.#dueAt = Infinity;
+    this.#openWithin(Infinity);
     this.#set("connecting");
     try {
       token = await this.#getToken();
@@ -1390,8 +1408,9 @@ class Engine {
     }
   }
 
-  #openWithin() {
-    this.#openBy = this.now() + Math.min(this.#limits.openTimeout, this.#choice.mute);
+  /** @param {number} [mute] So long it may say nothing, if that is less than all of it may take. */
+  #openWithin(mute = this.#choice.mute) {
+    this.#openBy = this.now() + Math.min(this.#limits.openTimeout, mute);
     this.arm();
   }
 
@@ -1439,8 +1458,6 @@ class Engine {
     const now = this.now();
     const rt = object(result.rt);
     const limits = object(rt?.limits) ?? {};
-    const rate = number(limits.rate);
-    const burst = number(limits.burst);
     const subs = Object.entries(object(result.subs) ?? {}).map(
       ([channel, body]) => /** @type {const} */ ([channel, subscribeResult(body)]),
     );
@@ -1451,14 +1468,15 @@ class Engine {
     link.unit = count(limits.unit) || Infinity;
     link.most = count(limits.message) || Infinity;
     link.limits = limits;
-    if (rate > 0) {
-      link.bucket = makeBucket(rate * SHARE, burst * SHARE, now);
-      link.bucket(now, true); // the connect command itself
-    }
+    link.bucket = makeBucket(number(limits.rate), number(limits.burst), this.now);
+    link.bucket(true); // the connect command itself
+    link.volume = makeBucket(number(limits.bytes), number(limits.surge), this.now);
     if (flag(result.expires)) this.#scheduleRefresh(link, count(result.ttl));
     this.clientId = text(result.client);
-    if (this.own.size >= MANY) this.own.clear();
+    this.own.delete(this.clientId);
     this.own.add(this.clientId);
+    const [oldest] = this.own;
+    if (this.own.size > MANY) this.own.delete(oldest);
     this.#openBy = Infinity;
     this.#notBefore = 0;
     this.#renewed = false;
@@ -1508,12 +1526,15 @@ class Engine {
     }
     if (ending.code === REPLACED) this.#resume = "";
     this.#dropLink(RECONNECTING);
+    if (this.closed) return; // by a listener
     if (link && now - link.began >= STABLE) this.#backoff.reset();
+    if (ending.window) this.#notBefore = now + this.#backoff.next(ending.window);
+    if (ending.code >= SAID) this.#cuts = 0;
     if (this.#suspended) this.#dueAt = Infinity;
     else if (ending.atOnce) {
       this.#connect();
       return;
-    } else if (ending.window) this.#dueAt = this.#notBefore = now + this.#backoff.next(ending.window);
+    } else if (ending.window) this.#dueAt = this.#notBefore;
     else if (this.#offline) this.#dueAt = now + this.#limits.maxDelay;
     else {
       if (link && ending.code < SAID) {
@@ -1565,7 +1586,8 @@ class Engine {
     try {
       for (const line of frame.split("\n")) {
         if (link !== this.#link) return; // closed by a listener, or by what was said
-        if (line.trim()) this.#unit(link, object(JSON.parse(line)));
+        if (link.held) link.held.push(line);
+        else if (line.trim()) this.#unit(link, object(JSON.parse(line)));
       }
     } catch (cause) {
       if (link === this.#link) this.#lost(`cannot take it: ${cause}`);
@@ -1607,9 +1629,17 @@ class Engine {
 
   /** What is too large to go whole (T8): a unit of ours, or a piece of theirs. @param {Link} link @param {any} it */
   async #large(link, it) {
+    const theirs = !isText(it);
     try {
-      const { large } = await import("./chunks.js");
-      if (link === this.#link) large(link, it, this.#clock, (unit) => this.#received(link, unit));
+      if (!chunks) {
+        if (theirs) link.held = [];
+        chunks = await import("./chunks.js");
+      }
+      if (link !== this.#link) return;
+      const held = theirs && link.held;
+      if (held) link.held = null;
+      chunks.large(link, it, this.#clock, (/** @type {string} */ unit) => this.#received(link, unit));
+      if (held) this.#received(link, held.join("\n"));
     } catch (cause) {
       if (link === this.#link) this.#lost(`cannot take it: ${cause}`);
     }
@@ -1659,10 +1689,11 @@ class Engine {
       this.#rooms.set(channel, room);
       room.rebase(at, rewind);
       this.#subscribe(room);
-    } else if (at || rewind || room.data !== undefined || presence || receipts) {
+    } else {
+      const anew = at || rewind || room.data !== undefined;
       // It wants a join of its own making; what was gathered comes again, or is not wanted.
-      room.rebase(at, rewind);
-      if (room.phase === "in") this.act(room, "rejoin");
+      if (anew) room.rebase(at, rewind);
+      if ((anew || presence || receipts) && room.phase === "in") this.act(room, "rejoin");
     }
     soon(() => room.deliver());
     return room;
@@ -1786,6 +1817,7 @@ class Engine {
       this.refuse();
       signal?.throwIfAborted();
       const payload = data === undefined ? "" : encode(data);
+      const json = payload ? `${encode(body).slice(0, -1)},"data":${payload}}` : encode(body);
       const size = byteLength(payload);
       const { maxOffline, maxOfflineBytes } = this.#limits;
       if (this.commands.size >= maxOffline || (this.commands.size && this.#commandBytes + size > maxOfflineBytes)) {
@@ -1796,10 +1828,11 @@ class Engine {
       /** @type {Sending} */
       const sending = {
         method,
-        json: payload ? `${encode(body).slice(0, -1)},"data":${payload}}` : encode(body),
+        json,
         lane: body.channel ?? "",
         keyed: body.key !== undefined,
         size,
+        whole: byteLength(json) + 40, // around the body stand an id and the method
         flying: false,
         since: null,
         lost: false,
@@ -1808,6 +1841,7 @@ class Engine {
           this.#commandBytes -= size;
           this.#clock.clearTimeout(timer);
           signal?.removeEventListener("abort", abort);
+          this.#flushSoon(); // what it was in the way of
           if (reply) resolve(reply);
           else reject(error);
         },
@@ -1880,7 +1914,7 @@ class Engine {
     } else {
       // A browser complains of what is sent on a socket that is closing.
       if (link.socket.readyState > 1) return;
-      link.bucket?.(this.now(), true);
+      link.bucket(true);
       link.socket.send(this.#written(link, method, json, answered));
     }
   }
@@ -1919,6 +1953,7 @@ class Engine {
         this.#large(link, unit);
         continue;
       }
+      link.volume(true, more);
       if (frame && size + more > Math.min(FRAME, link.unit)) {
         link.socket.send(frame);
         frame = "";
@@ -1937,7 +1972,10 @@ class Engine {
     const [signal] = link.signals;
     if (!ask && !sending && !signal) return "";
     const now = this.now();
-    const wait = link.until > now ? link.until - now : (link.bucket?.(now) ?? 0);
+    const held = link.until > now && link.until - now;
+    // Of what goes in chunks this is the first; the others follow when there is room for them.
+    const full = sending && link.volume(null, Math.min(sending.whole, link.unit));
+    const wait = held || full || link.bucket();
     if (wait) {
       this.arm(now + wait);
       return "";
@@ -1957,11 +1995,13 @@ class Engine {
 
   /** The next command that is within the server's limits; the others are told that they are not. @param {Link} link */
   #nextSending({ unit, most, limits }) {
+    const behind = new Set();
     for (const sending of this.commands) {
-      const { method, json, size, lane, flying } = sending;
-      if (flying || (lane && this.#rooms.get(lane)?.phase !== "in")) continue;
-      // Around the body stand an id and the method.
-      if (byteLength(json) + 40 <= (limits.large || unit) && (method !== "publish" || size <= most)) return sending;
+      const { method, size, whole, lane, flying } = sending;
+      // The chunks of what is large take their time: what follows it in its room waits for its answer.
+      if (flying && lane && whole > unit) behind.add(lane);
+      if (flying || behind.has(lane) || (lane && this.#rooms.get(lane)?.phase !== "in")) continue;
+      if (whole <= (limits.large || unit) && (method !== "publish" || size <= most)) return sending;
       giveUp(sending, new InvalidMessage(`${size} bytes are too many`));
     }
     return undefined;

@@ -41,6 +41,8 @@ const DELAY = 0.25;
 const LONGEST_DELAY = 4;
 /** A poll that lived this long was cut by something on the way that likes short requests. */
 const LONG = 2;
+/** That a response may ask for. */
+const LONGEST_WAIT = 3600;
 /** How long a choice is remembered. */
 const REMEMBERED = 600;
 /** In one POST: units, as the server takes them, and bytes, unless it is one unit. */
@@ -55,8 +57,12 @@ const VERDICTS = { 401: 3500, 403: 3507 };
 
 const utf8 = new TextEncoder();
 
-/** Cookies go along to other origins, unless the hub turns out to let in all of them. @type {RequestCredentials} */
-let credentials = "include";
+/**
+ * Origins with a hub that lets in all others by "*": a browser keeps its answers to itself when cookies went along, as
+ * they do everywhere else.
+ * @type {Set<string>}
+ */
+const cookieless = new Set();
 
 /**
  * @typedef {object} Clock See client.js.
@@ -81,8 +87,12 @@ let credentials = "include";
  * @property {number} mute Seconds in which a WebSocket has to say something.
  */
 
-/** When to ask again, as a response says; null when it does not. @param {any} answer @returns {number | null} */
-const retryAfter = ({ headers }) => Number(headers.get("retry-after")) || null;
+/**
+ * When to ask again, as a response says; null when it does not. What is on the way may say anything.
+ * @param {any} answer
+ * @returns {number | null}
+ */
+const retryAfter = ({ headers }) => Math.max(0, Math.min(Number(headers.get("retry-after")), LONGEST_WAIT)) || null;
 
 /** The window in which to come back. @param {any} answer @returns {[number, number] | null} */
 function windowOf(answer) {
@@ -105,6 +115,8 @@ class Pipe {
   /** @type {(event: { code: number, reason: string, window: [number, number] | null }) => void} */ onclose = () => {};
 
   over = false;
+  /** @type {RequestCredentials} */
+  #credentials = "include";
   #url;
   #page;
   #clock;
@@ -129,6 +141,7 @@ class Pipe {
     this.#url = url;
     this.#page = page;
     this.#clock = clock;
+    if (cookieless.has(this.#origin)) this.#credentials = "same-origin";
     queueMicrotask(() => this.over || this.onopen());
   }
 
@@ -173,6 +186,10 @@ class Pipe {
   }
 
   // What the transports are made of.
+
+  get #origin() {
+    return beside(this.#url, "").origin;
+  }
 
   /** Begin the session with this frame. @param {string} _frame */
   open(_frame) {}
@@ -246,7 +263,7 @@ class Pipe {
   async #ask(name, { query, headers, ...options }) {
     if (this.#session) headers = { ...headers, "RT-Session": this.#session };
     // `ready` is for everybody: asked for with cookies, another origin's could not be read.
-    const more = name === "ready" ? {} : { credentials, redirect: "error", headers };
+    const more = name === "ready" ? {} : { credentials: this.#credentials, redirect: "error", headers };
     return this.#page.fetch(beside(this.#url, name, query), { cache: "no-store", ...more, ...options });
   }
 
@@ -286,17 +303,22 @@ class Pipe {
    * @param {number} seconds
    * @param {(answer: any) => any} [read]
    */
-  async begin(name, body, seconds, read) {
-    const ask = () => this.request(name, { method: "POST", body }, seconds, read);
+  async begin(name, body, seconds, read = (answer) => answer.text()) {
+    let status = 0; // of an answer that we were shown, whether or not it came to its end
+    const ask = () =>
+      this.request(name, { method: "POST", body }, seconds, (answer) => {
+        status = answer.status;
+        if (status === 200 && this.#credentials !== "include") cookieless.add(this.#origin);
+        return read(answer);
+      });
     const answer = await ask();
     const { location } = globalThis;
-    if (answer || this.over || !location || location.origin === beside(this.#url, name).origin) return answer;
-    // A hub that lets in all origins by "*" cannot be asked with cookies: a browser keeps the answer to itself.
-    const before = credentials;
-    credentials = "same-origin";
+    if (status || this.over || !location || location.origin === this.#origin) return answer;
+    // Nobody is there; or cookies went along to a hub that lets in all origins by "*".
+    this.#credentials = "same-origin";
     const again = await ask();
-    if (!again) credentials = before; // it was not that
-    return again;
+    // It may be the cookies that the hub has missed: a verdict is one only on a token.
+    return VERDICTS[status] && !JSON.parse(body).connect.token ? null : again;
   }
 
   /**

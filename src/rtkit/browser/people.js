@@ -97,6 +97,8 @@ class Part {
   #meta = undefined;
   /** How often it is being said. */
   #saying = 0;
+  /** When it is to be said again, refused for now. */
+  #again = Infinity;
 
   // Typing.
 
@@ -231,9 +233,13 @@ class Part {
       else this.#paced.delete(event);
     }
     this.#mark();
+    if (this.#again <= now) {
+      this.#again = Infinity;
+      if (this.#room.phase === "in") this.#sayAgain();
+    }
     if (this.#page && this.#page.at <= now) this.#ask(this.#page.after);
 
-    const dues = [this.#page?.at ?? Infinity];
+    const dues = [this.#page?.at ?? Infinity, this.#again];
     if (this.#saidAt >= 0) dues.push(this.#goesOn ? this.#saidAt + this.#expires / 2 : this.#typedAt + this.#expires);
     for (const { until } of this.#typing.values()) dues.push(until);
     for (const { at, send } of this.#paced.values()) if (send) dues.push(at);
@@ -335,7 +341,11 @@ class Part {
   #sayAgain() {
     const said = this.#known?.get(this.#engine.clientId);
     if (this.#meta === undefined || this.#saying || (said && alike(said.meta, this.#meta))) return;
-    this.update(this.#meta).catch(() => {}); // the room was left
+    this.update(this.#meta).catch((error) => {
+      if (!error.temporary) return; // refused, or the room was left
+      this.#again = this.#engine.now() + (error.retryAfter ?? SECOND);
+      this.tend();
+    });
   }
 
   // Typing.
@@ -372,6 +382,7 @@ class Part {
   /** The user has touched a key; or has given up. @param {boolean} on */
   typing(on) {
     const { phase } = this.#room;
+    if (!on && phase !== "in") this.sending(); // it is over before anybody could be told
     if (!this.#expires || phase !== "in") return;
     if (on) this.#typedAt = this.#engine.now();
     else this.#typingEnds();

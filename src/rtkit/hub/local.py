@@ -263,7 +263,7 @@ class LocalRoom:
     def _lost_track(self, members: Iterable[Member], error: Exception) -> None:
         """A bug below. What these got is unknown, and the feed is past it: let them come back, and recover (H3)."""
         members = tuple(members)
-        logger.exception("room %r: fan-out failed for %d members", self.name, len(members), exc_info=error)
+        logger.error("room %r: fan-out failed, to %d of its members", self.name, len(members), exc_info=error)
         for member in members:
             connection = member.session.connection
             if connection is not None:

@@ -80,6 +80,33 @@ test("cut within ten seconds, three times in a row: the next", async (t) => {
   assert.equal(server.asked("ready").length, 1);
 });
 
+test("closed by a listener that hears of the third cut: nothing is asked any more", async (t) => {
+  const { rt, server, clock } = any(t);
+  server.on("subscribe", { typing: 5 });
+  const room = rt.join("chat:lobby");
+  for (let n = 0; n < 3; n++) {
+    await clock.advance(8);
+    assert.equal(room.state, "joined");
+    if (n === 2) room.on("typing", (users) => users.length || rt.close());
+    server.socket.push({ channel: "chat:lobby", signal: { event: "typing", user: "bob", client: "c9", data: true } });
+    await server.socket.drop();
+  }
+  await clock.advance(60);
+  assert.equal(rt.state, "closed");
+  assert.deepEqual(server.requests, []);
+});
+
+test("cuts with a word of the server's between them are not in a row", async (t) => {
+  const { rt, server, clock } = any(t);
+  await settle();
+  for (const code of [1006, 1006, 3001, 1006, 1006]) {
+    await server.socket.drop(code);
+    await clock.advance(8);
+  }
+  assert.equal(rt.transport, "websocket");
+  assert.equal(server.asked("ready").length, 0);
+});
+
 test("cut later, or closed by the server, or refused in band: not the transport's fault", async (t) => {
   const { rt, server, clock } = any(t);
   for (let n = 0; n < 4; n++) {
@@ -384,7 +411,8 @@ test("cookies go along; where the hub lets in every origin, without them", async
   const next = any(t, { transports: ["poll"] });
   await settle();
   assert.equal(next.rt.transport, "poll");
-  assert.equal(next.server.asked("poll", "POST").length, 1); // learnt
+  const asked = next.server.asked("poll", "POST").map(({ credentials }) => credentials);
+  assert.deepEqual(asked, ["same-origin"]); // learnt
 });
 
 test("a bad token is a verdict over any transport", async (t) => {
@@ -394,3 +422,78 @@ test("a bad token is a verdict over any transport", async (t) => {
   assert.equal(rt.closed.code, 3500);
   assert.deepEqual(server.requests, []);
 });
+
+// Pages of another origin, and their cookies (T10).
+
+/** The kind of page that a hub of another origin is asked by. */
+function elsewhere(t) {
+  globalThis.location = new URL("https://elsewhere.org/");
+  t.after(() => delete globalThis.location);
+}
+
+/** With cookies or without, as each opening of a stream was asked. */
+const cookies = (server) => server.asked("sse").map(({ credentials }) => credentials);
+
+test("another origin: a stream that ends, however it does, is a loss, and no sign against cookies", async (t) => {
+  elsewhere(t);
+  for (const end of ["fail", "end"]) {
+    const { rt, server, clock } = any(t, { transports: ["sse"], url: `http://${end}.org/rt` });
+    await settle();
+    server.socket.stream[end]();
+    await clock.advance(10);
+    assert.equal(rt.state, "connected");
+    assert.deepEqual(cookies(server), ["include", "include"], end);
+  }
+});
+
+test("another origin: what is learnt of one hub's cookies holds for no other hub", async (t) => {
+  elsewhere(t);
+  const open = any(t, { transports: ["sse"], url: "http://open.org/rt" });
+  open.server.rules.sse = [({ credentials }) => (credentials === "include" ? "down" : undefined)];
+  const closed = any(t, { transports: ["sse"], url: "http://closed.org/rt" });
+  closed.server.rules.sse = [({ credentials }) => (credentials === "include" ? undefined : 401)];
+  await settle();
+  await closed.server.socket.drop();
+  await closed.clock.advance(20);
+  assert.deepEqual([open.rt.state, closed.rt.state], ["connected", "connected"]);
+  assert.deepEqual(cookies(closed.server), ["include", "include"]);
+});
+
+test("another origin: two clients of one hub; that the one is cut costs the other nothing", async (t) => {
+  elsewhere(t);
+  const without = ({ credentials }) => (credentials === "include" ? "down" : undefined);
+  const [one, other] = ["sse", "poll"].map((kind) => any(t, { transports: [kind], url: "http://two.org/rt" }));
+  for (const { server } of [one, other]) server.rules = { sse: [without], poll: [without], send: [without] };
+  await settle();
+  await one.server.socket.drop();
+  await settle();
+  assert.equal((await fate(other.rt.call("Add"))).value, null);
+});
+
+for (const [status, code] of [
+  [401, 3500],
+  [403, 3507],
+]) {
+  test(`another origin, known by cookies: ${status} without them, because a request failed, is no verdict`, async (t) => {
+    elsewhere(t);
+    const { rt, server, clock } = any(t, { transports: ["sse"], url: `http://cookies${status}.org/rt` });
+    let down = true;
+    server.rules.sse = [({ credentials }) => (credentials !== "include" ? status : down ? "down" : undefined)];
+    await settle();
+    assert.equal(rt.state, "waiting");
+    down = false; // the node has started anew, the phone has found its next cell
+    await clock.advance(10);
+    assert.equal(rt.state, "connected", rt.lastFailure);
+    assert.deepEqual(cookies(server), ["include", "same-origin", "include"]);
+  });
+
+  test(`another origin: ${status} on a token that was shown is a verdict, with cookies or without`, async (t) => {
+    elsewhere(t);
+    const url = `http://token${status}.org/rt`;
+    const { rt, server } = any(t, { transports: ["sse"], url, token: "t-bad" });
+    server.rules.sse = [({ credentials }) => (credentials === "include" ? "down" : status)];
+    await settle();
+    assert.equal(rt.closed?.code, code);
+    assert.deepEqual(cookies(server), ["include", "same-origin"]);
+  });
+}

@@ -88,6 +88,61 @@ test("keeps to the bytes a second that the server takes", async (t) => {
   assert.ok(server.socket.got("chunk").at(-1).last);
 });
 
+/** Bytes that were written by now. */
+const written = (server) => server.socket.frames.reduce((sum, frame) => sum + frame.length, 0);
+
+test("one large command after the other: the bytes a second are those of all of them", async (t) => {
+  const { rt, server, clock } = await limited(t, { bytes: 65536, surge: 131072 });
+  for (let n = 1; n < 9; n++) {
+    rt.call("Big", "x".repeat(70_000)).catch(() => {});
+    await clock.advance(0.5);
+    assert.ok(written(server) <= 131072 + n * 32768, `${written(server)} after ${n / 2} s`);
+  }
+});
+
+test("what goes whole keeps to the bytes a second as well", async (t) => {
+  const { rt, server, clock } = await limited(t, { bytes: 65536, surge: 131072 });
+  for (let n = 0; n < 20; n++) rt.call("Put", "x".repeat(30_000)).catch(() => {});
+  await settle();
+  for (let second = 0; second < 9; second++) {
+    assert.ok(written(server) <= 131072 + second * 65536, `${written(server)} after ${second} s`);
+    await clock.advance(1);
+  }
+  assert.equal(server.socket.got("rpc").length, 20);
+});
+
+test("what follows something large in its room waits for its answer; other rooms and calls do not", async (t) => {
+  const { rt, server, clock } = await limited(t, { bytes: 100_000, surge: 100_000 });
+  const [room, other] = [rt.join(CHANNEL), rt.join("chat:other")];
+  await Promise.all([room.joined(), other.joined()]);
+  const large = watch(room.send("Say", "x".repeat(200_000)));
+  room.send("Say", "behind it");
+  other.send("Say", "elsewhere");
+  rt.call("Add");
+  await clock.advance(20);
+  const chunks = server.socket.got("chunk");
+  assert.ok(chunks.at(-1).last);
+  assert.deepEqual(server.socket.got("publish").map(({ data }) => data.data), ["elsewhere"]);
+  assert.equal(server.socket.got("rpc").length, 1);
+  server.socket.say({ id: chunks[0].of, publish: {} });
+  await settle();
+  assert.equal(large.pending, false);
+  assert.deepEqual(server.socket.got("publish").map(({ data }) => data.data), ["elsewhere", "behind it"]);
+});
+
+test("something large that nobody waits for any more holds nothing up", async (t) => {
+  const { rt, server } = await limited(t);
+  const room = rt.join(CHANNEL);
+  await room.joined();
+  const control = new AbortController();
+  room.send("Say", "x".repeat(200_000), { signal: control.signal }).catch(() => {});
+  room.send("Say", "behind it");
+  await settle();
+  control.abort();
+  await settle();
+  assert.deepEqual(server.socket.got("publish").map(({ data }) => data.data), ["behind it"]);
+});
+
 test("a pipe that is full is waited for", async (t) => {
   const { rt, server, clock } = await limited(t);
   server.socket.bufferedAmount = 1_000_000;
@@ -150,6 +205,22 @@ for (const [name, pushes] of [
     assert.equal(rt.state, "waiting");
     await clock.advance(2);
     assert.equal(rt.state, "connected");
+  });
+}
+
+for (const history of [true, false]) {
+  test(`a large message and the next, in one frame: in their order, history: ${history}`, async (t) => {
+    const { rt, server } = await limited(t);
+    server.on("subscribe", history ? joined("e", 0) : {});
+    const room = rt.join(CHANNEL);
+    const items = recorded(room);
+    await room.joined();
+    const place = (offset) => (history ? { offset } : {});
+    const pushes = cut({ push: { channel: CHANNEL, pub: { data: "x".repeat(3000), ...place(1) } } }, 7);
+    pushes.push({ channel: CHANNEL, pub: { data: 2, ...place(2) } });
+    server.socket.say(...pushes.map((push) => ({ push })));
+    assert.deepEqual(items, [`"${"x".repeat(3000)}"`, "2"], "at once");
+    assert.equal(server.socket.got("subscribe").length, 1);
   });
 }
 

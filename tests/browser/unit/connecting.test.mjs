@@ -297,6 +297,25 @@ test("without a token any more, or told so by a ConnectionClosed, it is closed f
   }
 });
 
+test("a token function that takes longer than opening may is called again, and what it brings then is not used", async (t) => {
+  const gives = [];
+  const token = () => new Promise((resolve) => gives.push(resolve));
+  const { rt, server, clock } = client(t, { connected: false, token });
+  await clock.advance(9.9);
+  assert.equal(rt.state, "connecting");
+  await clock.advance(0.2);
+  assert.equal(rt.state, "waiting");
+  await clock.advance(1);
+  assert.equal(gives.length, 2);
+  gives[0]("late");
+  await settle();
+  assert.equal(server.sockets.length, 0);
+  gives[1]("t");
+  await settle();
+  assert.equal(rt.state, "connected");
+  assert.equal(server.socket.got("connect")[0].token, "t");
+});
+
 test("a token that comes after the client was closed is not used", async (t) => {
   let give;
   const { rt, server } = client(t, { connected: false, token: () => new Promise((resolve) => (give = resolve)) });

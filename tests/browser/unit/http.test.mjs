@@ -461,3 +461,19 @@ test("poll: slow to authenticate is not mute while ready answers", async (t) => 
   await clock.advance(2);
   assert.equal(rt.transport, "poll");
 });
+
+test("a Retry-After beyond reason is obeyed for an hour, and one that makes no sense not at all", async (t) => {
+  for (const [value, after] of [
+    [10_000_000, 3600 * 1.5],
+    ["Infinity", 3600 * 1.5],
+    [-5, 2],
+    ["soon", 2],
+  ]) {
+    const { rt, server, clock } = client(t, { connected: false, transports: ["sse"] });
+    server.rules.sse = [[503, value], undefined];
+    await settle();
+    assert.equal(rt.state, "waiting");
+    await clock.advance(after);
+    assert.equal(rt.state, "connected", `${value}`);
+  }
+});

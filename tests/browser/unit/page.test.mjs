@@ -326,6 +326,18 @@ test("back from the cache within the server's window, it keeps to it", async (t)
   assert.equal(rt.state, "connected");
 });
 
+test("kept in the cache when the server says goodbye: its window holds for when it is back", async (t) => {
+  const { rt, server, clock, page } = await client(t);
+  server.socket.push({ disconnect: { code: 3001, reason: "draining", rt: { min: 30, max: 30 } } });
+  page.say("pagehide");
+  await settle();
+  page.say("pageshow");
+  await clock.advance(29);
+  assert.equal(server.sockets.length, 1);
+  await clock.advance(2);
+  assert.equal(rt.state, "connected");
+});
+
 test("closed, it listens to nothing any more", async (t) => {
   const { rt, page } = await client(t);
   assert.equal(page.listeners, 7);

@@ -240,6 +240,23 @@ test("what is being said is newer than what was", async (t) => {
   assert.deepEqual(said(it.server.socket), [{ n: 2 }]);
 });
 
+test("refused for now, it is said again until it is taken; refused for good, it is not", async (t) => {
+  const it = await present(t);
+  await it.room.updatePresence({ away: true });
+  it.server.on("subscribe", { presence: { v: 1, members: [member("c7", "ann")] } });
+  const busy = (after) => new Refuse(100, "busy", { temporary: true, retry_after: after });
+  it.server.on("presence_update", busy(20), busy(), {});
+  await comeBack(it, { client: "c7" });
+  await it.clock.advance(10);
+  assert.equal(said(it.server.socket).length, 1);
+  await it.clock.advance(10);
+  assert.deepEqual(said(it.server.socket), Array(3).fill({ away: true }));
+  it.server.on("presence_update", new Refuse(103));
+  await comeBack(it);
+  await it.clock.advance(20);
+  assert.equal(said(it.server.socket).length, 1);
+});
+
 test("it can be said in a room without asking who is there", async (t) => {
   const it = await inRoom(t, {});
   await it.room.updatePresence({ n: 1 });
@@ -430,6 +447,36 @@ test("while not in the room nothing is said, and nothing is remembered", async (
   await it.clock.advance(1);
   assert.equal(it.room.state, "joined");
   assert.deepEqual(it.got(), []);
+});
+
+test("typing that was given up while not in the room is not told when it is back", async (t) => {
+  const it = await typing(t);
+  it.room.typing();
+  await settle();
+  await it.server.socket.drop();
+  it.room.typing(false);
+  await it.clock.advance(2);
+  assert.equal(it.server.sockets.length, 2);
+  assert.deepEqual(it.got(), []);
+});
+
+test("with the room who types there is gone", async (t) => {
+  const { clock, told, hear, push, room } = await typing(t);
+  hear("c2", true, "bob");
+  push({ unsubscribe: { code: 2000, reason: "enough" } });
+  await clock.advance(20);
+  assert.deepEqual(told, ["bob", ""]);
+  assert.deepEqual(room.typists, []);
+});
+
+test("a listener may close the client because nobody types any more", async (t) => {
+  const { rt, server, clock, room, hear } = await typing(t);
+  room.on("typing", (users) => users.length || rt.close());
+  hear("c2", true, "bob");
+  await server.socket.drop();
+  await clock.advance(60);
+  assert.equal(rt.state, "closed");
+  assert.equal(server.sockets.length, 1);
 });
 
 test("who has left types no more, and whoever calls that harms nothing", async (t) => {

@@ -619,6 +619,23 @@ test("already subscribed: leave and join", async (t) => {
   );
 });
 
+test("echo: false knows what was sent over the connection before, however many there were", async (t) => {
+  const { rt, server, clock } = await client(t);
+  server.answers.set("connect", [() => ({ ...server.welcome, client: `c${server.sockets.length}` })]);
+  for (let n = 0; n < 63; n++) {
+    await server.socket.drop();
+    await clock.advance(20);
+  }
+  server.on("subscribe", joined("e", 0));
+  const items = recorded(rt.join(CHANNEL, { echo: false }));
+  await settle();
+  const mine = pub(1, "mine", { info: { client: `c${server.sockets.length}` } });
+  server.on("subscribe", joined("e", 2, { recovered: true, publications: [mine, pub(2)] }));
+  await server.socket.drop();
+  await clock.advance(20);
+  assert.deepEqual(items, ["2"]);
+});
+
 test("taken out below 2500: it is over", async (t) => {
   const { server, room, clock } = await inRoom(t);
   const ends = [];
@@ -631,6 +648,23 @@ test("taken out below 2500: it is over", async (t) => {
   await clock.advance(30);
   assert.equal(server.sockets.at(-1).got("subscribe").length, 1);
   await assert.rejects(room.history(), Unsubscribed);
+});
+
+test("taken out while its queue was full: what is queued, then the end, and it stays out", async (t) => {
+  const { rt, server } = await client(t);
+  server.on("subscribe", joined("e", 0));
+  const room = rt.join(CHANNEL, { maxQueue: 4 });
+  await room.joined();
+  for (let n = 1; n <= 6; n++) server.socket.pub(CHANNEL, n);
+  server.socket.push({ channel: CHANNEL, unsubscribe: { code: 2000, reason: "enough" } });
+  const items = [];
+  const iterating = (async () => {
+    for await (const { data } of room) items.push(data);
+  })();
+  assert.ok((await fate(iterating)).error instanceof Unsubscribed);
+  assert.deepEqual(items, [1, 2, 3, 4]);
+  assert.equal(room.state, "left");
+  assert.equal(server.socket.got("subscribe").length, 1);
 });
 
 test("taken out from 2500 on: it joins again and recovers", async (t) => {
@@ -773,6 +807,25 @@ test("taken over with a wish of its own while it is in: joined anew", async (t) 
   assert.deepEqual(server.socket.got("subscribe"), [{ channel: PERSONAL, rewind: 2, data: "x" }]);
   assert.deepEqual(items, ["3", "4"]);
 });
+
+for (const [wish, asked] of [
+  [{ presence: true }, { presence: true }],
+  [{ receipts: true }, { marks: true }],
+]) {
+  test(`taken over with ${Object.keys(wish)}: joined anew, from where it stands, with what it brought`, async (t) => {
+    const { rt, server } = client(t, { connected: false });
+    server.welcome.subs = { [PERSONAL]: joined("p", 3) };
+    await rt.connected();
+    server.socket.pub(PERSONAL, 4);
+    const more = { recovered: true, publications: [pub(5)], presence: { v: 1, members: [] }, marks: { epoch: "p" } };
+    server.on("subscribe", joined("p", 5, more));
+    const items = recorded(rt.join(PERSONAL, wish));
+    await settle();
+    const standing = { recover: true, epoch: "p", offset: 4 };
+    assert.deepEqual(server.socket.got("subscribe"), [{ channel: PERSONAL, ...asked, ...standing }]);
+    assert.deepEqual(items, ["4", "5"]);
+  });
+}
 
 test("moved to another position while connecting: the recovery of the old one proves nothing", async (t) => {
   const { rt, server, clock } = client(t, { connected: false });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,6 +34,16 @@ async def start(world: FakeWorld, **options: Any) -> PollWire:
     await world.pass_()
     assert [(r.method, r.endpoint, r.query) for r in world.requests] == [("GET", "poll", "ack=1")]
     return wire
+
+
+def to_ready(answer: Callable[[Request], None]) -> Callable[[Request], None]:
+    """Answers when the client asks whether the hub is ready, and nothing else."""
+
+    def on(request: Request) -> None:
+        if request.endpoint == "ready":
+            answer(request)
+
+    return on
 
 
 async def finish(world: FakeWorld, wire: PollWire) -> None:
@@ -87,7 +98,7 @@ async def test_an_answer_without_anything_is_a_sign_of_life() -> None:
 async def test_a_poll_that_breaks_is_asked_again_with_the_same_acknowledgement(fault: str) -> None:
     world = FakeWorld()
     wire = await start(world)
-    world.on = lambda r: r.endpoint == "ready" and r.fail()
+    world.on = to_ready(Request.fail)
     await world.pass_(20)  # a poll that was waiting for long has as much time to be asked again
     for n in range(3):
         if fault == "network":
@@ -106,7 +117,7 @@ async def test_a_poll_that_breaks_is_asked_again_with_the_same_acknowledgement(f
 async def test_polls_that_something_on_the_way_cuts_go_on_while_the_hub_is_ready() -> None:
     world = FakeWorld()
     wire = await start(world)
-    world.on = lambda r: r.endpoint == "ready" and r.reply(204)
+    world.on = to_ready(Request.reply)
     for n in range(1, 13):
         await world.pass_(5)
         polls = world.of("GET", "poll")
@@ -123,9 +134,8 @@ async def test_polls_that_something_on_the_way_cuts_go_on_while_the_hub_is_ready
 async def test_polls_that_are_cut_while_the_hub_is_not_ready_end(ready: str) -> None:
     world = FakeWorld()
     wire = await start(world)
-    world.on = lambda r: (
-        r.endpoint == "ready" and {"503": lambda: r.reply(503), "network": r.fail}.get(ready, bool)()
-    )
+    if ready != "no answer":
+        world.on = to_ready(Request.fail if ready == "network" else lambda r: r.reply(503))
     for _ in range(5):
         await world.pass_(5)
         if (poll := world.of("GET", "poll")[-1]).answer.done():

@@ -207,7 +207,9 @@ class Stream:
         if self.away:
             raise BrokerUnavailable("away")
         start, lost = locate(position, epoch=self.epoch, top=self.top, floor=self.floor)
-        entries = tuple(self.entry(each) for each in range(start + 1, min(self.top, start + min(limit, self.most)) + 1))
+        entries = tuple(
+            self.entry(each) for each in range(start + 1, min(self.top, start + min(limit, self.most)) + 1)
+        )
         return StreamPage(self.epoch, self.top, self.floor, start, entries, lost)
 
 
@@ -296,15 +298,15 @@ async def test_a_page_that_is_cut_by_its_bytes_brings_its_reader_on(kept: Any) -
         page = await room.read(Position("e", at), 50, stream.read)
         assert page.start == at < page.end
         at = page.end
-    assert stream.reads <= 6
+    assert stream.reads <= 1 + 2 * 3, "three pages, each twice at the most"
 
 
 async def test_no_more_is_read_below_than_would_be_kept(kept: Any) -> None:
     rereads, _ = kept
     room, stream = rereads.room(), Stream(100, size=400_000)
-    await room.read(Position("e", 90), 5, stream.read)
-    await room.read(Position("e", 87), 5, stream.read)
-    assert stream.asked == [(90, 5), (85, 7)]
+    await room.read(Position("e", 70), 20, stream.read)
+    await room.read(Position("e", 60), 20, stream.read)
+    assert stream.asked == [(70, 20), (58, 22)]
 
 
 async def test_one_entry_is_kept_however_large_it_is(kept: Any) -> None:
