@@ -7,6 +7,7 @@ Everything here blocks, most of it for a few milliseconds. In an async test whos
 from __future__ import annotations
 
 import functools
+import os
 import random
 import shutil
 import signal
@@ -17,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 __all__ = ["PATIENCE", "Daemon", "free_port", "wait_until"]
 
@@ -44,19 +45,32 @@ def wait_until(true: Callable[[], Any], what: str, *, within: float = PATIENCE, 
         time.sleep(every)
 
 
+_PORTS: Final = range(15_000, 32_000)
+_given: set[int] = set()
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that nobody uses now, and that nobody's outgoing connection will be given.
 
     A server that is killed shall get its port again. One from the system's ephemeral range may be somebody's by then;
-    or a client that tries to connect to it is given that very port, and finds itself connected to itself.
+    or a client that tries to connect to it is given that very port, and finds itself connected to itself. And each of
+    pytest's workers has ports of its own, and gives none twice as long as there are others.
     """
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % count
+    each = (_PORTS.stop - _PORTS.start) // count
+    if len(_given) > each // 2:
+        _given.clear()
     while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)
+        port = _PORTS.start + mine * each + random.SystemRandom().randrange(each)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))
             except OSError:
                 continue
+        _given.add(port)
         return port
 
 
